@@ -1,0 +1,1 @@
+"""What bloomd may be told, where it was told, and what differs between two tellings."""

@@ -1,0 +1,192 @@
+"""Every setting there is: one Struct for each section of `bloomd.yaml`, one field for each key.
+
+Values are checked by `msgspec.convert` (types and the bounds in `Meta`); what one key must hold beside another is
+checked in `bloomd.settings.check`. The `description` of a field is its documentation: `bloomd.yaml.example`, the manual page and the
+API's schema are made from it. A key named `X_file` names a file that holds `X`; only secrets have one.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section of the configuration file: its keys, and nothing else."""
+
+
+class Database(Section, frozen=True):
+    """PostgreSQL, the only store of record."""
+
+    url: Annotated[
+        str, Meta(description="Connection URL or libpq key=value string; several hosts are allowed, as in libpq.")
+    ] = "postgresql://bloom@127.0.0.1:5432/bloom_runtime"
+    url_file: Annotated[str | None, Meta(description="A file that holds the URL, instead of `url`.")] = None
+    pool_size: Annotated[int, Meta(ge=2, le=200, description="Connections kept for work, at the most.")] = 10
+    connect_timeout: Annotated[Seconds, Meta(description="Seconds to wait for a new connection.")] = 5.0
+    statement_timeout: Annotated[
+        Seconds, Meta(description="Seconds that one statement may run before PostgreSQL ends it.")
+    ] = 30.0
+
+
+class Http(Section, frozen=True):
+    """The HTTP API and the operator's page."""
+
+    bind: Annotated[
+        tuple[str, ...],
+        Meta(min_length=1, description="Where to listen: `host:port`, `[ipv6]:port`, `:port` or `unix:/path`."),
+    ] = ("127.0.0.1:5000",)
+    socket_mode: Annotated[
+        str, Meta(pattern="^0[0-7]{3}$", description="Mode of a Unix socket in `bind`, octal and quoted.")
+    ] = "0660"
+    socket_group: Annotated[str | None, Meta(description="Group of a Unix socket in `bind`.")] = None
+    api_key: Annotated[
+        str | None, Meta(description="The key that clients send. Without one, authentication is off.")
+    ] = None
+    api_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `api_key`.")] = None
+    allow_unauthenticated: Annotated[
+        bool,
+        Meta(
+            description="Serve without a key on other than loopback addresses. Whoever reaches the port may do everything."
+        ),
+    ] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names that the Host header may have while no key is set, beside the loopback ones; `*` for any."
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(description="Peers whose X-Forwarded-For is believed: networks, or `unix:` for the Unix socket."),
+    ] = ("127.0.0.0/8", "::1/128", "unix:")
+    metrics_allow: Annotated[
+        tuple[str, ...], Meta(description="Clients that read /metrics without the key: networks.")
+    ] = ("127.0.0.0/8", "::1/128")
+    public_url: Annotated[
+        str | None, Meta(description="The URL by which workers reach this server, such as https://bloom.example.org.")
+    ] = None
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Bytes that a request body may have.")] = (
+        8 * 1024 * 1024
+    )
+    drain_seconds: Annotated[
+        Seconds, Meta(description="Seconds that requests under way get to finish at shutdown.")
+    ] = 10.0
+    session_secret: Annotated[
+        str | None, Meta(description="Signs the page's session cookies. Without one, bloomd makes and keeps its own.")
+    ] = None
+    session_secret_file: Annotated[
+        str | None, Meta(description="A file that holds the secret, instead of `session_secret`.")
+    ] = None
+
+
+class Control(Section, frozen=True):
+    """The Unix socket that bloomd-ctl talks to."""
+
+    socket: Annotated[str, Meta(description="Path of the socket.")] = "/run/bloomd/bloomd.sock"
+    group: Annotated[
+        str, Meta(description="Group that owns the socket and whose members may do everything; it need not exist.")
+    ] = "bloomd-admin"
+
+
+class Membridge(Section, frozen=True):
+    """The Membridge control plane whose agents become workers here."""
+
+    server_url: Annotated[
+        str | None,
+        Meta(description="URL of the control plane, such as http://127.0.0.1:8000. Without one, there is none."),
+    ] = None
+    admin_key: Annotated[str | None, Meta(description="Key for the control plane.")] = None
+    admin_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `admin_key`.")] = None
+    agent_key: Annotated[str | None, Meta(description="Key for the agents on the worker machines.")] = None
+    agent_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `agent_key`.")] = None
+    sync_interval: Annotated[Seconds, Meta(description="Seconds between two rounds of mirroring its agents.")] = 10.0
+    timeout: Annotated[Seconds, Meta(description="Seconds that one call may take.")] = 10.0
+
+
+class Minio(Section, frozen=True):
+    """MinIO, or any other S3 server."""
+
+    endpoint: Annotated[
+        str | None, Meta(description="`host` or `host:port` (9000). Without one, there is no object store.")
+    ] = None
+    bucket: Annotated[str, Meta(min_length=3, description="Bucket of the artifacts.")] = "bloom-artifacts"
+    access_key: Annotated[str | None, Meta(description="Access key.")] = None
+    secret_key: Annotated[str | None, Meta(description="Secret key.")] = None
+    secret_key_file: Annotated[
+        str | None, Meta(description="A file that holds the secret key, instead of `secret_key`.")
+    ] = None
+    region: Annotated[str, Meta(description="Region that requests are signed for.")] = "us-east-1"
+    secure: Annotated[bool, Meta(description="Use TLS.")] = False
+
+
+class Probes(Section, frozen=True):
+    """How PostgreSQL, MinIO and Membridge are watched."""
+
+    interval: Annotated[Seconds, Meta(description="Seconds between two probes of one dependency.")] = 10.0
+    timeout: Annotated[Seconds, Meta(description="Seconds that one probe may take.")] = 3.0
+    fall: Annotated[int, Meta(ge=1, le=100, description="Failures in a row after which a dependency is down.")] = 2
+    rise: Annotated[int, Meta(ge=1, le=100, description="Successes in a row after which it is up again.")] = 1
+
+
+class Tasks(Section, frozen=True):
+    """What happens to tasks."""
+
+    retry_errors: Annotated[
+        bool, Meta(description="Try a task again when a worker reports an error; `false` makes it `failed` at once.")
+    ] = True
+    retry_delay: Annotated[
+        Seconds, Meta(description="Seconds before the second attempt; each further one waits twice as long.")
+    ] = 5.0
+    retry_delay_max: Annotated[Seconds, Meta(description="Seconds that no retry waits longer than.")] = 300.0
+    sweep_interval: Annotated[Seconds, Meta(le=5, description="Seconds between two searches for expired leases.")] = 1.0
+
+
+class Workers(Section, frozen=True):
+    """The machines that do the work."""
+
+    offline_after: Annotated[Seconds, Meta(ge=5, description="Seconds of silence after which a worker is offline.")] = (
+        60.0
+    )
+    poll_interval: Annotated[
+        Seconds, Meta(description="Seconds between two health polls of a worker that has a URL.")
+    ] = 30.0
+    allowed_networks: Annotated[
+        tuple[str, ...],
+        Meta(description="Networks in which worker URLs may lie. Link-local addresses never may."),
+    ] = (
+        "127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7",
+    )  # fmt: skip
+
+
+class Log(Section, frozen=True):
+    """What is written to stdout (info) and stderr (warnings and errors)."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="The least that is written.")] = (
+        "info"
+    )
+    format: Annotated[
+        Literal["auto", "text", "json"],
+        Meta(description="`auto` is text on a terminal and JSON with NODE_ENV=production."),
+    ] = "auto"
+
+
+class Settings(Section, frozen=True):
+    """All of it."""
+
+    env_file: Annotated[
+        str | None,
+        Meta(description="A file of NAME=value lines, such as today's /etc/bloom-runtime.env; read, never run."),
+    ] = None
+    database: Database = Database()
+    http: Http = Http()
+    control: Control = Control()
+    membridge: Membridge = Membridge()
+    minio: Minio = Minio()
+    probes: Probes = Probes()
+    tasks: Tasks = Tasks()
+    workers: Workers = Workers()
+    log: Log = Log()
