@@ -1,8 +1,8 @@
 """Every setting there is: one Struct for each section of `bloomd.yaml`, one field for each key.
 
 Values are checked by `msgspec.convert` (types and the bounds in `Meta`); what one key must hold beside another is
-checked in `bloomd.settings.check`. The `description` of a field is its documentation: `bloomd.yaml.example`, the manual page and the
-API's schema are made from it. A key named `X_file` names a file that holds `X`; only secrets have one.
+checked in `bloomd.settings.check`. The `description` of a field is its documentation: `bloomd.yaml.example` and the manual page
+are made from it. A key named `X_file` names a file that holds `X`; only secrets have one.
 """
 
 from typing import Annotated, Literal
@@ -49,15 +49,11 @@ class Http(Section, frozen=True):
     api_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `api_key`.")] = None
     allow_unauthenticated: Annotated[
         bool,
-        Meta(
-            description="Serve without a key on other than loopback addresses. Whoever reaches the port may do everything."
-        ),
+        Meta(description="Serve without a key beyond loopback: whoever reaches the port may do everything."),
     ] = False
     allowed_hosts: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Names that the Host header may have while no key is set, beside the loopback ones; `*` for any."
-        ),
+        Meta(description="Names that Host may hold while no key is set, beside the loopback ones; `*` for any."),
     ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],
