@@ -1,0 +1,103 @@
+"""The way from the rules to PostgreSQL: the pool, behind a gate that only a matching schema opens."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, LiteralString, TypeVar
+
+import msgspec
+from psycopg.errors import DeadlockDetected
+from psycopg.rows import dict_row
+
+from bloomd.errors import Unavailable
+from bloomd.postgres import Connection, Pool
+
+Row = TypeVar("Row", bound=msgspec.Struct)
+
+# All our statements lock in one order, so a deadlock takes a stranger (a psql session, a migration). The victim was
+# rolled back whole; a few tries are enough, because the other side has moved on by then.
+DEADLOCK_TRIES = 3
+
+
+class Database:
+    """Runs statements on the open pool and gives rows back as Structs.
+
+    Until `open` is called, and after `close`, everything raises `Unavailable` with the reason given.
+    """
+
+    def __init__(self, away: str = "PostgreSQL is not connected yet") -> None:
+        self._pool: Pool | None = None
+        self._away = away
+
+    def __repr__(self) -> str:
+        return f"<Database {self._pool or self._away}>"
+
+    @property
+    def away(self) -> str | None:
+        """Why there is no database at the moment; None while there is one."""
+        return None if self._pool else self._away
+
+    def open(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def close(self, reason: str) -> None:
+        self._pool = None
+        self._away = reason
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Connection[Any]]:
+        """A connection inside a transaction that commits at the end of the block.
+
+        Raises:
+            Unavailable: no database at the moment.
+        """
+        async with self._open_pool().transaction() as connection:
+            yield connection
+
+    async def rows(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
+        """The rows that one statement gives, each as a Struct. Autocommitted."""
+        for _ in range(DEADLOCK_TRIES - 1):
+            with suppress(DeadlockDetected):
+                return await self._rows(struct, query, parameters)
+        return await self._rows(struct, query, parameters)
+
+    async def execute(self, query: LiteralString, /, **parameters: object) -> int:
+        """Run one statement that gives no rows; how many it changed. Autocommitted."""
+        async with self._open_pool().connection() as connection:
+            return (await connection.execute(query, parameters)).rowcount
+
+    async def row(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> Row | None:
+        """The first row that one statement gives, or None."""
+        found = await self.rows(struct, query, **parameters)
+        return found[0] if found else None
+
+    async def listing(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
+        """The same for a list with optional filters, planned anew for these very values.
+
+        One plan for all values, as a prepared statement gets it, would read a whole index for a filter that is not set.
+        """
+        return await self._rows(struct, query, parameters, prepare=False)
+
+    async def _rows(
+        self, struct: type[Row], query: LiteralString, parameters: dict[str, object], prepare: bool | None = None
+    ) -> list[Row]:
+        async with self._open_pool().connection() as connection:
+            return await rows(connection, struct, query, parameters, prepare=prepare)
+
+    def _open_pool(self) -> Pool:
+        if self._pool is None:
+            raise Unavailable(self._away)
+        return self._pool
+
+
+async def rows(
+    connection: Connection[Any],
+    struct: type[Row],
+    query: LiteralString,
+    parameters: dict[str, object],
+    *,
+    prepare: bool | None = None,
+) -> list[Row]:
+    """The rows that a statement gives on this connection, each as a Struct."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(query, parameters, prepare=prepare)
+        return [msgspec.convert(row, struct) for row in await cursor.fetchall()]

@@ -1,0 +1,36 @@
+-- What several statements must agree on stands here once.
+
+-- The clock by which leases live and die. Tests shift it by replacing this function.
+-- STABLE although it moves: a condition on it may then use an index, and a row that was waited for is judged anew.
+CREATE OR REPLACE FUNCTION bloom_now_ms() RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+$$;
+
+-- How many leases a worker may hold: `max_concurrency`, and one where it says nothing sensible.
+CREATE OR REPLACE FUNCTION bloom_capacity(capabilities jsonb) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN jsonb_typeof(capabilities -> 'max_concurrency') = 'number'
+        THEN greatest(0, least(32, trunc((capabilities ->> 'max_concurrency')::numeric)))::integer
+        ELSE 1
+    END
+$$;
+
+-- Whether a worker may take a task with these labels now, its capacity included: the one predicate of all ways to lease.
+CREATE OR REPLACE FUNCTION bloom_suits(worker_status varchar, capabilities jsonb, held integer, held_back boolean, labels jsonb)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT worker_status = 'online'
+       AND NOT held_back
+       AND coalesce(capabilities -> 'claude_cli' = 'true'::jsonb, false)
+       AND held < bloom_capacity(capabilities)
+       AND (labels = '[]'::jsonb OR coalesce(capabilities -> 'labels' @> labels, false))
+$$;
+
+-- Milliseconds until the next attempt: doubling with each attempt made, capped, and up to 30 % shorter by chance, so
+-- that tasks which failed together do not come back together.
+CREATE OR REPLACE FUNCTION bloom_retry_delay_ms(attempts integer, first_ms bigint, cap_ms bigint) RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
+    SELECT (least(cap_ms, first_ms * 2 ^ least(greatest(attempts - 1, 0), 32)) * (1 - 0.3 * random()))::bigint
+$$;

@@ -1,0 +1,65 @@
+"""The sweeper: finds what time has decided (leases that expired, workers that fell silent) and acts on it.
+
+Any number of nodes may sweep at once: a lease that one of them is ending is passed over by the others.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import structlog
+import trio
+
+from bloomd.runtime import leases, workers
+from bloomd.runtime.database import Database
+from bloomd.runtime.leases import Retry
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """By what the sweeper judges; asked anew for each round. Times in seconds."""
+
+    interval: float
+    offline_after: float
+    retry: Retry
+    mirrored: bool
+
+
+class Sweeper:
+    def __init__(self, database: Database, rules: Callable[[], Rules]) -> None:
+        self._database = database
+        self._rules = rules
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Sweep for ever.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        while True:
+            await self.sweep()
+            task_status.started()
+            await trio.sleep(self._rules().interval)
+
+    async def sweep(self) -> int:
+        """One round; how many leases it ended."""
+        rules = self._rules()
+        ended = 0
+        while True:
+            batch = await leases.expire(self._database, retry=rules.retry)
+            for lost in batch:
+                log.warning(
+                    "lease expired",
+                    task=lost.task_id,
+                    lease=lost.lease_id,
+                    worker=lost.worker_id,
+                    task_status=lost.task_status,
+                )
+            ended += len(batch)
+            if len(batch) < leases.SWEEP_BATCH:
+                break
+        for worker in await workers.mark_silent(
+            self._database, offline_after=rules.offline_after, mirrored=rules.mirrored
+        ):
+            log.warning("worker offline", worker=worker, reason="silent")
+        return ended

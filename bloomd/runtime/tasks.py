@@ -1,0 +1,169 @@
+"""Tasks: queue them, look at them, queue them again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from bloomd.runtime.database import Database
+from bloomd.runtime.ids import new_id
+from bloomd.runtime.model import NewTask, Task, TaskStatus
+from bloomd.runtime.pages import Page
+from bloomd.runtime.refusals import Conflict, NotFound
+
+# Creates the tasks that are not there yet (by idempotency key), with an audit entry each.
+CREATE = """
+WITH new AS (
+    INSERT INTO llm_tasks (id, context_id, agent_slug, prompt, context_hints, policy, desired_format, status,
+                           created_at, updated_at, attempts, max_attempts,
+                           priority, labels, pinned_worker_id, not_before, idempotency_key)
+    SELECT id, context_id, agent_slug, prompt, context_hints, policy, desired_format, 'queued',
+           now_ms, now_ms, 0, max_attempts,
+           priority, labels, pinned_worker_id, not_before, idempotency_key
+      FROM jsonb_to_recordset(%(tasks)s) AS task (
+               id varchar, context_id varchar, agent_slug varchar, prompt text, context_hints jsonb, policy jsonb,
+               desired_format varchar, max_attempts integer,
+               priority smallint, labels jsonb, pinned_worker_id varchar, not_before bigint, idempotency_key varchar),
+           bloom_now_ms() AS now_ms
+        ON CONFLICT (idempotency_key) DO NOTHING
+    RETURNING *
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), created_at, 'task.created', 'task', id, %(actor)s,
+           'agent ' || agent_slug || ', context ' || context_id
+      FROM new
+)
+SELECT * FROM new
+"""
+
+BY_KEY = """
+SELECT * FROM llm_tasks WHERE idempotency_key = ANY (%(keys)s)
+"""
+
+ONE = """
+SELECT * FROM llm_tasks WHERE id = %(id)s
+"""
+
+WAITS = """
+SELECT id FROM llm_tasks WHERE id = %(id)s AND greatest(not_before, retry_at) > bloom_now_ms()
+"""
+
+LIST = """
+SELECT *
+  FROM llm_tasks
+ WHERE (created_at, id) < (%(at)s, %(before)s)
+   AND (%(status)s::varchar IS NULL OR status = %(status)s)
+   AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
+   AND (%(context_id)s::varchar IS NULL OR context_id = %(context_id)s)
+   AND (%(agent_slug)s::varchar IS NULL OR agent_slug = %(agent_slug)s)
+ ORDER BY created_at DESC, id DESC
+ LIMIT %(limit)s
+"""
+
+# A task that has ended otherwise than well, or waits for its retry, is as good as new.
+REQUEUE = """
+WITH task AS (
+    UPDATE llm_tasks
+       SET status = 'queued', attempts = 0, retry_at = NULL, error_message = NULL,
+           lease_id = NULL, worker_id = NULL, updated_at = bloom_now_ms()
+     WHERE id = %(id)s
+       AND (status IN ('failed', 'dead', 'cancelled') OR status = 'queued' AND retry_at > bloom_now_ms())
+    RETURNING *
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), updated_at, 'task.requeued', 'task', id, %(actor)s, NULL FROM task
+)
+SELECT * FROM task
+"""
+
+
+class Created(msgspec.Struct, frozen=True):
+    task: Task
+    new: bool
+    """False when a task with the same idempotency key was there before."""
+
+
+class Id(msgspec.Struct, frozen=True):
+    id: str
+
+
+async def create(database: Database, tasks: Sequence[NewTask], *, actor: str) -> list[Created]:
+    """Queue these tasks, all or none, and give them back in the same order.
+
+    Of tasks with one idempotency key only the first is created, whoever asked for it and when.
+    """
+    asked = [(new_id(), task) for task in tasks]
+    created = {
+        row.id: row
+        for row in await database.rows(Task, CREATE, tasks=Jsonb([_row(id, task) for id, task in asked]), actor=actor)
+    }
+    keys = [task.idempotency_key for id, task in asked if id not in created]
+    earlier = {row.idempotency_key: row for row in await database.rows(Task, BY_KEY, keys=keys)} if keys else {}
+    return [
+        Created(created[id], new=True) if id in created else Created(earlier[task.idempotency_key], new=False)
+        for id, task in asked
+    ]
+
+
+async def one(database: Database, id: str) -> Task:
+    """One task.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    if task := await database.row(Task, ONE, id=id):
+        return task
+    raise NotFound("Task not found")
+
+
+async def waits(database: Database, id: str) -> bool:
+    """Whether a task may not be leased yet, for its `not_before` or for its retry delay."""
+    return await database.row(Id, WAITS, id=id) is not None
+
+
+async def listing(
+    database: Database,
+    page: Page,
+    *,
+    status: TaskStatus | None = None,
+    worker_id: str | None = None,
+    context_id: str | None = None,
+    agent_slug: str | None = None,
+) -> list[Task]:
+    """A page of tasks, newest first."""
+    return await database.listing(
+        Task,
+        LIST,
+        status=status,
+        worker_id=worker_id,
+        context_id=context_id,
+        agent_slug=agent_slug,
+        at=page.at,
+        before=page.id,
+        limit=page.limit,
+    )
+
+
+async def requeue(database: Database, id: str, *, actor: str) -> Task:
+    """Queue an ended task, or one that waits for its retry, as if it were new.
+
+    Raises:
+        NotFound: there is none with this id.
+        Conflict: it is queued already, under way, or completed.
+    """
+    if task := await database.row(Task, REQUEUE, id=id, actor=actor):
+        return task
+    task = await one(database, id)
+    raise Conflict(f"Task status is '{task.status}', expected 'failed', 'dead' or 'cancelled'")
+
+
+def _row(id: str, task: NewTask) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(task)
+    if isinstance(task.context_hints, dict):
+        row["context_hints"] = [f"{key}: {_as_text(value)}" for key, value in task.context_hints.items()]
+    return {"id": id, **row}
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
