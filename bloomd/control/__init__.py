@@ -1,0 +1,7 @@
+"""The Unix socket by which an operator sees and steers the daemon.
+
+`protocol` is the language and touches no socket; `listener` makes and removes the socket file; `peer` tells who is at
+the other end; `connection` serves one client and `server` all of them; `methods` is what bloomd can be asked.
+`client` and `render` belong to `bloomd-ctl` and import nothing but the standard library; `answers` is the shape of what
+travels between the two sides.
+"""
