@@ -1,20 +1,18 @@
-"""The error codes of the control socket, for both sides. In a module of its own, so that a client imports no more."""
-
-from typing import Final
+"""The error codes of the control socket, for both sides: in a module of its own, so that a client imports no more."""
 
 # JSON-RPC 2.0 names these five.
-PARSE_ERROR: Final = -32700
-INVALID_REQUEST: Final = -32600
-METHOD_NOT_FOUND: Final = -32601
-INVALID_PARAMS: Final = -32602
-INTERNAL_ERROR: Final = -32603
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
 
 # -32000 to -32099 it leaves to the server.
-FAILED: Final = -32000
+FAILED = -32000
 """The call was understood and permitted, and could not be done; the message says why."""
-NOT_PERMITTED: Final = -32001
+NOT_PERMITTED = -32001
 """The user of the client may not call this; the message says who may."""
-UNAVAILABLE: Final = -32002
+UNAVAILABLE = -32002
 """Something that the call needs is away; the same call may work later."""
-BUSY: Final = -32003
+BUSY = -32003
 """Too many clients; the connection is closed without a look at what was asked."""

@@ -1,0 +1,156 @@
+"""What the methods answer, as `bloomd-ctl` reads it and `bloomd-ctl -o json` prints it.
+
+Types only: nothing here exists at run time, so a client pays nothing for it. Times are seconds since the epoch, null
+where something has not happened yet. New keys may come at any time; a change of what a key means raises `schema`.
+"""
+
+from typing import Any, Literal, TypedDict
+
+Verdict = Literal["ok", "degraded", "down"]
+
+
+class Service(TypedDict):
+    name: str
+    state: Literal["starting", "running", "waiting", "backoff", "stopping", "stopped", "failed"]
+    since: float
+    cause: str
+    restarts: int
+    retry_in: float | None
+    last_error: str | None
+    essential: bool
+    by_hand: bool
+
+
+class Probe(TypedDict):
+    name: str
+    state: Literal["up", "down", "disabled", "unknown"]
+    last_ok: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    failures: int
+    """In a row."""
+    error: str | None
+
+
+class Queue(TypedDict):
+    by_status: dict[str, int]
+    oldest_queued_seconds: float | None
+    active_leases: int
+    rescued_last_hour: int
+
+
+class Workers(TypedDict):
+    total: int
+    online: int
+    capacity: int
+    busy: int
+
+
+class Sync(TypedDict):
+    configured: bool
+    last_success: float | None
+    age_seconds: float | None
+    failures: int
+    error: str | None
+    agents: int | None
+
+
+class Process(TypedDict):
+    pid: int
+    uptime_seconds: float
+    version: str
+    schema: int | None
+    rss_bytes: int
+    open_files: int
+    open_files_limit: int
+    loop_lag_ms: float
+    loop_lag_worst_ms: float
+    node: str
+
+
+class LastReload(TypedDict):
+    at: float
+    ok: bool
+    summary: str
+
+
+class Status(TypedDict):
+    schema: int
+    verdict: Verdict
+    reasons: list[str]
+    """Why the verdict is not ok."""
+    notices: list[str]
+    """What an operator should know although nothing is wrong."""
+    services: list[Service]
+    probes: list[Probe]
+    queue: Queue | None
+    """Null when PostgreSQL is away: unknown, which is not the same as empty."""
+    workers: Workers | None
+    sync: Sync
+    process: Process
+    reload: LastReload | None
+    next: str | None
+    """The command to try next."""
+
+
+class Setting(TypedDict):
+    key: str
+    value: Any
+    source: str
+    where: str | None
+    default: Any
+
+
+class Config(TypedDict):
+    settings: list[Setting]
+    warnings: list[str]
+
+
+class Change(TypedDict):
+    key: str
+    old: Any
+    new: Any
+
+
+class Reload(TypedDict):
+    ok: bool
+    result: Literal["unchanged", "reloaded", "failed"]
+    changes: list[Change]
+    restarted: list[str]
+    needs_restart: list[str]
+    retried: list[str]
+    errors: list[str]
+
+
+class Services(TypedDict):
+    services: list[Service]
+
+
+class Probes(TypedDict):
+    probes: list[Probe]
+
+
+class SyncRound(TypedDict):
+    agents: int
+    added: int
+    changed: int
+    offline: int
+    seconds: float
+
+
+class Version(TypedDict):
+    version: str
+    python: str
+    schema: int | None
+
+
+class Pong(TypedDict):
+    pong: bool
+    pid: int
+    loop_lag_ms: float
+    round_trip_ms: float
+    """Measured by the client, connecting included."""
+
+
+class LogLevel(TypedDict):
+    level: str

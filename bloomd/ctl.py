@@ -1,0 +1,202 @@
+"""`bloomd-ctl`: asks the daemon, or tells it, over its Unix socket.
+
+Scripts and health checks run it often, so it imports only what it needs: no trio, no msgspec, no part of the daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+
+from bloomd.control import render
+from bloomd.control.client import CannotReach, Client, ControlFailure, NotPermitted
+
+TYPE_CHECKING = False  # importing typing would cost as much as a call takes
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
+    from bloomd.control.answers import Probes, Reload, Services, Status
+
+DEFAULT_SOCKET = "/run/bloomd/bloomd.sock"
+
+OK, FAILED, DOWN, CANNOT_REACH, NOT_PERMITTED, USAGE = 0, 1, 2, 3, 4, 64
+DEGRADED = FAILED
+INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+
+# Asking is answered from memory; doing may wait for services to stop, for PostgreSQL, or for Membridge.
+ASK_SECONDS = 10.0
+DO_SECONDS = 120.0
+# Often enough to watch a restart, seldom enough to read what is there.
+FOLLOW_SECONDS = 2.0
+# Longer lines are hard to read, however wide the terminal.
+MAX_WIDTH = 100
+
+EXIT_CODES = (
+    """\
+exit codes: 0 ok, 1 degraded or the call failed, 2 down, 3 cannot reach the daemon, 4 not permitted, 64 wrong usage
+the socket: -s, else the environment's BLOOMD_SOCKET, else """
+    + DEFAULT_SOCKET
+)
+
+
+class Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    sys.stdout = open(sys.stdout.fileno(), "w", errors="replace", closefd=False)  # whatever the locale cannot write
+    try:
+        code = _follow(options) if options.follow else _once(options)
+        sys.stdout.flush()
+    except ControlFailure as failure:
+        print(f"bloomd-ctl: {failure}", file=sys.stderr)
+        return _code_of(failure)
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not find that out again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _once(options: Namespace) -> int:
+    answer = _call(options)
+    print(_text(options, answer))
+    return options.judge(answer)
+
+
+def _follow(options: Namespace) -> int:
+    """Draw again and again until Ctrl-C; a daemon that is being restarted is waited for."""
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and options.output == "text" else ""
+    code = OK
+    try:
+        while True:
+            try:
+                answer = _call(options)
+                text, code = _text(options, answer), options.judge(answer)
+            except CannotReach as failure:
+                text, code = (
+                    json.dumps({"error": str(failure)}) if options.output == "json" else str(failure),
+                    CANNOT_REACH,
+                )
+            print(clear + text, flush=True)
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        return code
+
+
+def _call(options: Namespace) -> Any:
+    path = options.socket or os.environ.get("BLOOMD_SOCKET") or DEFAULT_SOCKET
+    params = {key: value for key in ("name", "level") if (value := getattr(options, key, None)) is not None}
+    began = time.perf_counter()
+    with Client(path, options.seconds) as client:
+        answer = client.call(options.method, **params)
+    if options.method == "ping":
+        answer["round_trip_ms"] = round((time.perf_counter() - began) * 1000, 3)
+    return answer
+
+
+def _text(options: Namespace, answer: Any) -> str:
+    if options.output == "json":
+        return json.dumps(answer, indent=None if options.follow else 2)
+    terminal = sys.stdout.isatty()
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = min(os.get_terminal_size(sys.stdout.fileno()).columns, MAX_WIDTH) if terminal else MAX_WIDTH
+    look = render.Look(time.time(), width, colour)
+    return "\n".join(options.show(render.printable(answer), look))
+
+
+def _code_of(failure: ControlFailure) -> int:
+    if isinstance(failure, NotPermitted):
+        return NOT_PERMITTED
+    return CANNOT_REACH if isinstance(failure, CannotReach) else FAILED
+
+
+def _fine(answer: Any) -> int:
+    return OK
+
+
+def _by_verdict(answer: Status) -> int:
+    return {"ok": OK, "degraded": DEGRADED, "down": DOWN}[answer["verdict"]]
+
+
+def _by_success(answer: Reload) -> int:
+    return OK if answer["ok"] else FAILED
+
+
+def _by_services(answer: Services) -> int:
+    return FAILED if any(service["state"] == "failed" for service in answer["services"]) else OK
+
+
+def _by_probes(answer: Probes) -> int:
+    return FAILED if any(probe["state"] == "down" for probe in answer["probes"]) else OK
+
+
+def _parser() -> ArgumentParser:
+    parser = Parser(
+        prog="bloomd-ctl",
+        description="Ask the bloomd of this machine how it is, and steer it.",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(output="text", socket=None, follow=False)
+    everywhere = Parser(add_help=False, argument_default=SUPPRESS)
+    for place in (parser, everywhere):
+        place.add_argument("-s", "--socket", help="path of the control socket")
+        place.add_argument("-o", "--output", choices=("text", "json"), help="how to print the answer (default: text)")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    examples: list[str] = []
+
+    def command(name: str, summary: str, *, example: str, method: str = "", **defaults: object) -> ArgumentParser:
+        examples.append(f"  {example:<34}{summary}")
+        added = subparsers.add_parser(
+            name,
+            parents=[everywhere],
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: {example}",
+        )
+        added.set_defaults(**{"method": method or name, "judge": _fine, "seconds": ASK_SECONDS} | defaults)
+        return added
+
+    status = command(
+        "status", "show how everything is", example="bloomd-ctl status -w", show=render.status, judge=_by_verdict
+    )
+    status.add_argument("-w", "--watch", dest="follow", action="store_true", help="draw again every 2 s until Ctrl-C")
+    command("ping", "see whether the daemon answers", example="bloomd-ctl ping", show=render.ping)
+    command("version", "show the daemon's version", example="bloomd-ctl version", show=render.version)
+    command("config", "show every setting and its source", example="bloomd-ctl config -o json", show=render.config)
+    command(
+        "reload", "read the configuration again", example="bloomd-ctl reload",
+        show=render.reload, judge=_by_success, seconds=DO_SECONDS,
+    )  # fmt: skip
+    for name, summary, example in (
+        ("restart", "stop and start a service", "bloomd-ctl restart sync"),
+        ("start", "start a stopped or failed service", "bloomd-ctl start probes/minio"),
+        ("stop", "stop a service until it is started", "bloomd-ctl stop sync"),
+    ):
+        service = command(name, summary, example=example, show=render.services, judge=_by_services, seconds=DO_SECONDS)
+        service.add_argument("name", metavar="SERVICE", help="its name, as `bloomd-ctl status` shows it")
+    probe = command(
+        "probe", "probe the dependencies now", example="bloomd-ctl probe minio",
+        show=render.probes, judge=_by_probes, seconds=DO_SECONDS,
+    )  # fmt: skip
+    probe.add_argument("name", metavar="PROBE", nargs="?", help="only this one")
+    command("sync", "mirror Membridge's agents now", example="bloomd-ctl sync", show=render.sync, seconds=DO_SECONDS)
+    level = command(
+        "log-level", "show or change what is logged", example="bloomd-ctl log-level debug",
+        method="log.level", show=render.log_level,
+    )  # fmt: skip
+    level.add_argument("level", nargs="?", choices=("debug", "info", "warning", "error"), help="the new level")
+    parser.epilog = "\n".join(["examples:", *examples, "", EXIT_CODES])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
