@@ -1,0 +1,146 @@
+"""Request bodies: how much and how slowly they may come, and from bytes to a checked Struct with all its errors."""
+
+import re
+from collections.abc import Callable, Iterator
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+import msgspec
+import trio
+from litestar import Request
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from bloomd.http.problems import FieldError, Problem
+
+T = TypeVar("T")
+
+# A client that sends nothing of its body for this long is not sending it.
+STALL_SECONDS = 30.0
+
+_JSON = re.compile(r"application/(json|[\w.-]+\+json)\s*(;|$)", re.IGNORECASE)
+
+
+def bounded(app: ASGIApp, max_bytes: Callable[[], int]) -> ASGIApp:
+    """Refuse what is larger than allowed, by its declared length before a byte is read, and what stalls."""
+
+    async def bound(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        limit = max_bytes()
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > limit:
+                await _too_large(limit).send(send)
+                return
+        received = 0
+
+        async def count() -> Message:
+            nonlocal received
+            with trio.move_on_after(STALL_SECONDS) as stall:
+                message = await receive()
+                if message["type"] == "http.request":
+                    received += len(message["body"])
+                    if received > limit:
+                        raise _too_large(limit)
+                return cast("Message", message)
+            if stall.cancelled_caught:
+                raise Problem(408, f"The body did not come: nothing for {STALL_SECONDS:.0f} s")
+            raise AssertionError("unreachable")
+
+        await app(scope, count, send)
+
+    return bound
+
+
+async def read(request: Request[Any, Any, Any], type: type[T]) -> T:
+    """The body as a `type`. An empty body is `{}`; unknown fields are ignored.
+
+    Raises:
+        Problem: 415 not JSON by its content type; 400 malformed, not of this type (with every error), or holding a NUL.
+    """
+    return convert(await read_json(request), type)
+
+
+async def read_json(request: Request[Any, Any, Any]) -> Any:
+    """The body as plain values.
+
+    Raises:
+        Problem: 415 not JSON by its content type; 400 malformed, or holding a NUL.
+    """
+    body = await request.body()
+    if not body.strip():
+        return {}
+    content_type = request.headers.get("content-type", "")
+    if not _JSON.match(content_type):
+        raise Problem(415, f"The body must be application/json, not {content_type or 'without a content type'}")
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, f"The body is not valid JSON: {error}", type="malformed") from error
+    if rb"\u0000" in body and (holding := next(_with_nul(value, ""), None)) is not None:
+        raise _invalid([FieldError(holding, "a NUL character cannot be stored")])
+    return value
+
+
+def convert(value: object, type: type[T]) -> T:
+    """A `type` from plain values.
+
+    Raises:
+        Problem: 400 with every error.
+    """
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError as error:
+        raise _invalid(list(_errors(value, type, "")) or [FieldError("", str(error))]) from error
+
+
+def _invalid(errors: list[FieldError]) -> Problem:
+    detail = "; ".join(f"{error.field}: {error.message}" if error.field else error.message for error in errors)
+    return Problem(400, detail, type="invalid", errors=errors)
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"The body is larger than {limit} bytes", headers={"connection": "close"})
+
+
+def _errors(value: object, type: Any, path: str) -> Iterator[FieldError]:
+    """Every error of a value, where msgspec stops at the first one."""
+    struct = _struct(type)
+    if isinstance(value, dict) and struct:
+        given = cast("dict[str, object]", value)
+        for field in msgspec.structs.fields(struct):
+            where = f"{path}.{field.name}" if path else field.name
+            if field.name in given:
+                yield from _errors(given[field.name], field.type, where)
+            elif field.required:
+                yield FieldError(where, "is required")
+    elif isinstance(value, list) and get_origin(type) is list and _struct(get_args(type)[0]):
+        for index, item in enumerate(cast("list[object]", value)):
+            yield from _errors(item, get_args(type)[0], f"{path}[{index}]")
+    else:
+        try:
+            msgspec.convert(value, type)
+        except msgspec.ValidationError as error:
+            yield FieldError(path, str(error))
+
+
+def _struct(annotation: Any) -> type[msgspec.Struct] | None:
+    """The Struct that a field of this type may hold, if any."""
+    parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
+
+
+def _with_nul(value: object, path: str) -> Iterator[str]:
+    """The paths of the strings that hold a NUL."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            yield path
+    elif isinstance(value, list):
+        for index, item in enumerate(cast("list[object]", value)):
+            yield from _with_nul(item, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, object]", value).items():
+            where = f"{path}.{key}" if path else key
+            if "\x00" in key:
+                yield where.replace("\x00", "")
+            yield from _with_nul(item, where)

@@ -1,0 +1,97 @@
+"""What is known of every request: its id, how long it took, how it ended. And HEAD, which is GET without the body."""
+
+import re
+import uuid
+from collections import defaultdict
+from typing import Any, cast
+
+import structlog
+import trio
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from bloomd.http.problems import Problem, problem_of
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Somebody else's id is taken over when it is harmless in a log and a header.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{8,128}")
+
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class RequestCounts:
+    """Requests by route and status, for /metrics."""
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        """By method, route and status."""
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        """By method and route."""
+
+    def add(self, method: str, route: str, status: int, seconds: float) -> None:
+        self.requests[method, route, status] += 1
+        self.seconds[method, route] += seconds
+
+
+def observed(app: ASGIApp, counts: RequestCounts) -> ASGIApp:
+    """Give each request its id, count and log it, and answer what nothing else has answered."""
+
+    async def observe(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        method = str(scope["method"])
+        scope["state"] = {"request_id": request_id}
+        if method == "HEAD":
+            scope = cast("Scope", {**scope, "method": "GET"})
+        status = 0
+
+        async def annotated(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                present = {name for name, _ in message["headers"]}
+                extra = [(name, value) for name, value in _HEADERS if name not in present]
+                headers = [*message["headers"], *extra, (b"x-request-id", request_id.encode())]
+                await send(cast("Message", {**message, "headers": headers}))
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                await send(cast("Message", {**message, "body": b""}))
+            else:
+                await send(message)
+
+        began = trio.current_time()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await app(scope, receive, annotated)
+            except Exception as error:
+                problem = problem_of(error)
+                if problem is None:
+                    log.exception("request failed", method=method, path=scope["path"])
+                    problem = Problem(500, f"This is a bug in bloomd; its log has the details under {request_id}")
+                if status:
+                    raise  # the answer has begun: all that is left is to break it off
+                await problem.send(annotated)
+            finally:
+                seconds = trio.current_time() - began
+                counts.add(method, _route(scope), status, seconds)
+                note = log.info if status >= 400 else log.debug
+                note("request", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 1))
+
+    return observe
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return uuid.uuid4().hex
+
+
+def _route(scope: Scope) -> str:
+    """The route's template: a label that does not grow with the number of tasks."""
+    state = cast("dict[str, Any]", scope["state"])
+    return str(state.get("route", "other"))

@@ -1,0 +1,102 @@
+"""One node of bloomd as its front doors see it: what HTTP, the control socket and the status look at and steer.
+
+`daemon.py` builds it; everything in here is reached from the one trio loop.
+"""
+
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from bloomd.errors import Unavailable
+from bloomd.membridge.link import Link
+from bloomd.membridge.sync import Sync
+from bloomd.probes import Probe
+from bloomd.runtime import stored
+from bloomd.runtime.database import Database
+from bloomd.runtime.stats import Counter, Stats
+from bloomd.settings import Loaded, Settings
+from bloomd.supervisor import LoopLag, Supervisor
+
+
+class ReloadReport(msgspec.Struct, frozen=True):
+    """What a reload did, as `bloomd-ctl reload` shows it."""
+
+    ok: bool
+    result: str
+    """`unchanged`, `reloaded` or `failed`."""
+    changes: list[Any] = []
+    restarted: list[str] = []
+    needs_restart: list[str] = []
+    """Changed keys that count only after the daemon is started anew."""
+    retried: list[str] = []
+    """Failed services that were tried again."""
+    errors: list[str] = []
+    at: float = 0.0
+
+    @property
+    def summary(self) -> str:
+        """The outcome in one line."""
+        if self.errors:
+            return "; ".join(self.errors)
+        return f"{self.result}, {len(self.changes)} changes" if self.changes else self.result
+
+
+class Node:
+    """The parts of a running daemon that others look at."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.name = socket.gethostname()
+        self.database = Database()
+        self.schema_version: int | None = None
+        self.stats = Counter(self.database)
+        self.lag = LoopLag()
+        self.membridge = Link(self._settings_of_membridge)
+        self.last_reload: ReloadReport | None = None
+        self.stopping = trio.Event()
+        self.root: Supervisor
+        self.probes: Sequence[Probe] = ()
+        self.sync: Sync
+        self.reload: Callable[[str], Awaitable[ReloadReport]]
+        """Read the configuration again, on behalf of somebody; `bloomd.reload` has the rules."""
+        self._started = time.monotonic()
+        self._stored_changed: list[Callable[[], None]] = []
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force now."""
+        return self.loaded.settings
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    async def recent_stats(self, seconds: float) -> Stats | None:
+        """The counts, or None when the database does not give them in time."""
+        with trio.move_on_after(seconds):
+            try:
+                return await self.stats.read()
+            except Unavailable:
+                return None
+        return None
+
+    async def take_stored(self) -> None:
+        """Bring the settings that were made through the API into force.
+
+        Raises:
+            Unavailable: the database is away; what was in force stays.
+        """
+        loaded = self.loaded.with_stored(await stored.read(self.database))
+        if loaded.settings != self.loaded.settings:
+            self.loaded = loaded
+            await self.membridge.renew()
+            self.sync.wake()
+        self.loaded = loaded
+
+    def _settings_of_membridge(self) -> Any:
+        return self.settings.membridge
