@@ -334,9 +334,7 @@ async def heartbeat(
     return await _decided(beat, refuse)
 
 
-async def complete(
-    database: Database, task_id: str, completion: Completion, *, retry: Retry, actor: str
-) -> Completed:
+async def complete(database: Database, task_id: str, completion: Completion, *, retry: Retry, actor: str) -> Completed:
     """End the task's current attempt with its result. Saying the same for the same lease again gives the first answer.
 
     Raises:
@@ -433,5 +431,3 @@ async def _refuse_lost(database: Database, task: Task, lease_id: str | None, wor
 
 async def _valid(database: Database, lease_id: str) -> bool:
     return await database.row(Lease, STILL_VALID, id=lease_id) is not None
-
-

@@ -11,10 +11,15 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
+from bloomd.runtime import leases
 from bloomd.runtime.database import Database
+from bloomd.runtime.leases import Retry
 from bloomd.runtime.model import Lease, NewWorker, Worker
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound
+
+# A lease that is being heartbeaten or completed at the very moment is passed over, and gone or due at the next try.
+FORCE_TRIES = 5
 
 # `xmax = 0` tells an inserted row from an updated one.
 REGISTER = """
@@ -78,7 +83,7 @@ WITH worker AS (
 SELECT id FROM worker
 """
 
-# No new lease reaches a cordoned worker, and those that it holds end now: the sweeper then queues their tasks again.
+# No new lease reaches a cordoned worker, and those that it holds are over: expiring them queues their tasks again.
 RELEASE_ALL = """
 WITH worker AS (
     UPDATE workers SET cordoned = true WHERE id = %(id)s RETURNING id
@@ -294,21 +299,21 @@ async def listing(database: Database, page: Page, *, status: str | None = None) 
     return await database.listing(Worker, LIST, status=status, at=page.at, before=page.id, limit=page.limit)
 
 
-async def remove(database: Database, id: str, *, actor: str) -> None:
-    """Forget a worker.
+async def remove(database: Database, id: str, *, force: Retry | None = None, actor: str) -> None:
+    """Forget a worker. With `force` it is cordoned, and its leases expire first, by these rules.
 
     Raises:
         NotFound: there is none with this id.
         Conflict: it holds leases.
     """
-    if await database.row(_Id, REMOVE, id=id, actor=actor) is None:
+    for _ in range(FORCE_TRIES if force else 1):
+        if force:
+            await database.execute(RELEASE_ALL, id=id)
+            await leases.expire(database, retry=force)
+        if await database.row(_Id, REMOVE, id=id, actor=actor):
+            return
         worker = await one(database, id)
-        raise Conflict(f"Worker holds {worker.active_leases} active leases; wait for them, or remove it with ?force=true")
-
-
-async def release_all(database: Database, id: str) -> None:
-    """Cordon a worker and let all its leases expire now; the next sweep gives their tasks back to the queue."""
-    await database.execute(RELEASE_ALL, id=id)
+    raise Conflict(f"Worker holds {worker.active_leases} active leases; wait for them, or remove it with ?force=true")
 
 
 async def mirror(database: Database, agents: Sequence[msgspec.Struct], *, offline_after: float) -> Mirrored:
@@ -320,9 +325,7 @@ async def mirror(database: Database, agents: Sequence[msgspec.Struct], *, offlin
     rows = msgspec.to_builtins(agents)
     milliseconds = int(offline_after * 1000)
     done = await database.row(Mirrored, MIRROR, agents=Jsonb(rows), offline_after_ms=milliseconds)
-    gone = await database.rows(
-        _Id, MIRROR_SILENT, listed=[row["id"] for row in rows], offline_after_ms=milliseconds
-    )
+    gone = await database.rows(_Id, MIRROR_SILENT, listed=[row["id"] for row in rows], offline_after_ms=milliseconds)
     if done is None:
         raise AssertionError("a count gives a row")
     return Mirrored(added=done.added, changed=done.changed, offline=len(gone))

@@ -1,0 +1,38 @@
+"""The application: the rooms that a request passes, and Litestar with its routes at the end of them."""
+
+from litestar import Litestar
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
+
+from bloomd import __version__
+from bloomd.http.access import guarded
+from bloomd.http.bodies import bounded
+from bloomd.http.observe import RequestCounts, observed
+from bloomd.http.problems import answer
+from bloomd.http.routes import artifacts, audit, config, health, leases, membridge, metrics, schema, tasks, workers
+from bloomd.node import Node
+
+RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, membridge, metrics, schema)
+
+
+def create_app(node: Node) -> ASGIApp:
+    """The whole HTTP side of a node. It reads the node's settings anew for every request."""
+    counts = RequestCounts()
+    routes = litestar(node, counts)
+    bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
+    return observed(guarded(bounded_routes, lambda: node.settings.http), counts)
+
+
+def litestar(node: Node, counts: RequestCounts) -> Litestar:
+    app = Litestar(
+        [handler for resource in RESOURCES for handler in resource.HANDLERS],
+        exception_handlers={Exception: answer},
+        openapi_config=OpenAPIConfig(
+            title="BLOOM Runtime", version=__version__, path="/api/schema/litestar", render_plugins=[JsonRenderPlugin()]
+        ),
+        logging_config=None,
+    )
+    app.state.update({"node": node, "counts": counts, "public_test": config.PublicTest()})
+    app.state["openapi"] = schema.describe(app)
+    return app

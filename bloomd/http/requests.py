@@ -1,0 +1,54 @@
+"""What the routes share: the node behind a request, who makes it, and lists in pages."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
+
+from litestar import Request, Response
+from litestar.params import Parameter
+
+from bloomd.http.access import Caller
+from bloomd.http.problems import Problem
+from bloomd.node import Node
+from bloomd.runtime.pages import Page
+
+Row = TypeVar("Row")
+Req = Request[Any, Any, Any]
+
+Limit = Annotated[int, Parameter(ge=1, le=1000, description="How many, at the most.")]
+Cursor = Annotated[str | None, Parameter(description="Of the page to give: from the Link header of the one before.")]
+
+
+def node_of(request: Req) -> Node:
+    return request.app.state["node"]
+
+
+def caller(request: Req) -> Caller:
+    return request.scope["state"]["caller"]
+
+
+def actor(request: Req) -> str:
+    """The name for the audit log."""
+    return caller(request).actor
+
+
+def path_id(value: str) -> str:
+    """An id from the path.
+
+    Raises:
+        Problem: 400, it holds what no id can.
+    """
+    if "\x00" in value:
+        raise Problem(400, "A NUL character cannot be in an id", type="invalid")
+    return value
+
+
+def page_of(
+    rows: Sequence[Row], page: Page, key: Callable[[Row], tuple[int, str]], request: Req
+) -> Response[list[Row]]:
+    """A page of a list: a bare array, and in the Link header where the next one is."""
+    headers: dict[str, str] = {}
+    if cursor := page.next(rows, key):
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+        headers["link"] = f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
+    return Response(list(rows), headers=headers)

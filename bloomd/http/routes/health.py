@@ -1,0 +1,50 @@
+"""Is it alive, and can it serve."""
+
+from typing import Any
+
+from litestar import get
+
+from bloomd import __version__
+from bloomd.http.problems import Problem
+from bloomd.http.requests import Req, node_of
+from bloomd.status import judge
+from bloomd.supervisor import State
+
+
+@get("/api/runtime/health", summary="Whether the daemon is alive, and what it thinks of itself")
+async def health(request: Req) -> dict[str, Any]:
+    """Always 200: an init system or a load balancer learns here that the process answers."""
+    node = node_of(request)
+    verdict, _ = judge(node, node.root.status())
+    membridge = node.membridge.health
+    return {
+        "status": verdict,
+        "service": "bloom-runtime",
+        "version": __version__,
+        "node": node.name,
+        "uptime": round(node.uptime, 3),
+        "storage": "postgresql" if node.database.away is None else "unavailable",
+        "membridge": {
+            "consecutiveFailures": membridge.consecutive_failures,
+            "lastSuccess": membridge.last_success,
+            "lastError": membridge.last_error,
+            "connected": membridge.connected,
+        },
+        "probes": {probe.status.name: probe.status.state for probe in node.probes},
+    }
+
+
+@get(["/ready", "/api/runtime/ready"], summary="Whether work can be done here now")
+async def ready(request: Req) -> dict[str, Any]:
+    """503 while it cannot: the database is away or unmigrated, or the daemon is stopping."""
+    node = node_of(request)
+    if node.stopping.is_set():
+        raise Problem(503, "bloomd is stopping", type="stopping", headers={"retry-after": "5"})
+    if node.root.state("database") is not State.RUNNING or node.database.away:
+        raise Problem(
+            503, node.database.away or "PostgreSQL is not up", type="unavailable", headers={"retry-after": "2"}
+        )
+    return {"ready": True}
+
+
+HANDLERS = [health, ready]

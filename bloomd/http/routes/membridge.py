@@ -1,0 +1,88 @@
+"""The Membridge proxy: a few known paths of the control plane, with its admin key added. No other path can be asked for."""
+
+import re
+from typing import Any
+
+from litestar import Response, get, post
+
+from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.http.bodies import read_json
+from bloomd.http.problems import Problem
+from bloomd.http.requests import Req, actor, node_of
+from bloomd.runtime import audit
+
+_CANONICAL_ID = re.compile(r"[0-9a-f]{16}")
+
+
+@get("/api/membridge/health", summary="Membridge: its health")
+async def health(request: Req) -> Response[bytes]:
+    return await _forward(request, "GET", "/health")
+
+
+@get("/api/membridge/projects", summary="Membridge: projects")
+async def projects(request: Req) -> Response[bytes]:
+    return await _forward(request, "GET", "/projects")
+
+
+@get("/api/membridge/agents", summary="Membridge: agents")
+async def agents(request: Req) -> Response[bytes]:
+    return await _forward(request, "GET", "/agents")
+
+
+@get("/api/membridge/jobs", summary="Membridge: sync history")
+async def jobs(request: Req) -> Response[bytes]:
+    return await _forward(request, "GET", "/jobs")
+
+
+@get("/api/membridge/projects/{canonical_id:str}/leadership", summary="Membridge: who leads a project")
+async def leadership(request: Req, canonical_id: str) -> Response[bytes]:
+    return await _forward(request, "GET", f"/projects/{_checked(canonical_id)}/leadership")
+
+
+@get("/api/membridge/projects/{canonical_id:str}/nodes", summary="Membridge: the nodes of a project")
+async def nodes(request: Req, canonical_id: str) -> Response[bytes]:
+    return await _forward(request, "GET", f"/projects/{_checked(canonical_id)}/nodes")
+
+
+@post(
+    "/api/membridge/projects/{canonical_id:str}/leadership/select",
+    summary="Membridge: promote a node to primary",
+    status_code=200,
+)
+async def select(request: Req, canonical_id: str) -> Response[bytes]:
+    project = _checked(canonical_id)
+    body = await read_json(request)
+    answer = await _forward(request, "POST", f"/projects/{project}/leadership/select", body)
+    if answer.status_code < 300:
+        node = str(body.get("primary_node_id")) if isinstance(body, dict) else "?"
+        await audit.add(
+            node_of(request).database,
+            "membridge.promoted",
+            entity_type="project",
+            entity_id=project,
+            actor=actor(request),
+            detail=f"primary node {node[:200]}",
+        )
+    return answer
+
+
+async def _forward(request: Req, method: str, path: str, body: Any = None) -> Response[bytes]:
+    query = request.scope["query_string"].decode("latin-1")
+    try:
+        answer = await node_of(request).membridge.client().request(method, path, json=body, query=query or None)
+    except (Unavailable, Misconfigured) as error:
+        raise Problem(502, one_line(error), type="membridge-unavailable") from error
+    return Response(
+        answer.body, status_code=answer.status, media_type=answer.content_type or "application/octet-stream"
+    )
+
+
+def _checked(canonical_id: str) -> str:
+    if not _CANONICAL_ID.fullmatch(canonical_id):
+        raise Problem(
+            404, "A project is named by its canonical id: 16 hexadecimal digits, lower case", type="not-found"
+        )
+    return canonical_id
+
+
+HANDLERS = [health, projects, agents, jobs, leadership, nodes, select]

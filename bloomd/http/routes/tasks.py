@@ -1,0 +1,181 @@
+"""Tasks: create, look, lease, heartbeat, complete, requeue."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, get, post
+from litestar.params import Parameter
+
+from bloomd.http.bodies import convert, read, read_json
+from bloomd.http.problems import Problem
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of, path_id
+from bloomd.node import Node
+from bloomd.runtime import leases, tasks
+from bloomd.runtime.leases import Completed, Leased, Retry
+from bloomd.runtime.model import Completion, Lease, Name, NewTask, Task, TaskStatus, WorkerName
+from bloomd.runtime.pages import Page
+
+# One transaction, one answer: enough for a script's loop, small enough to hold no lock for long.
+MAX_BULK = 500
+
+
+class LeaseRequest(msgspec.Struct, frozen=True):
+    worker_id: WorkerName | None = None
+    ttl_seconds: Annotated[int, msgspec.Meta(ge=5, le=86400)] | None = None
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    lease_id: Name | None = None
+    worker_id: WorkerName | None = None
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True):
+    lease: Lease
+    expires_at: int
+
+
+def retry_of(node: Node) -> Retry:
+    """The rules for another attempt, as they are set now."""
+    settings = node.settings.tasks
+    return Retry(settings.retry_delay, settings.retry_delay_max, settings.retry_errors)
+
+
+@post("/api/runtime/llm-tasks", summary="Queue a task, or up to 500 at once", opt={"body": NewTask, "many": True})
+async def create(request: Req) -> Response[Task | list[Task]]:
+    """201 with the task; 200 when the idempotency key is known, with the task that has it. An array gives an array."""
+    body = await read_json(request)
+    if isinstance(body, list):
+        if not 1 <= len(body) <= MAX_BULK:
+            raise Problem(400, f"An array of 1 to {MAX_BULK} tasks is expected, not of {len(body)}", type="invalid")
+        created = await tasks.create(node_of(request).database, convert(body, list[NewTask]), actor=actor(request))
+        return Response([each.task for each in created], status_code=201 if any(each.new for each in created) else 200)
+    [created] = await tasks.create(node_of(request).database, [convert(body, NewTask)], actor=actor(request))
+    return Response(created.task, status_code=201 if created.new else 200)
+
+
+@get("/api/runtime/llm-tasks", summary="Tasks, newest first")
+async def listing(
+    request: Req,
+    status: TaskStatus | None = None,
+    worker_id: str | None = None,
+    context_id: str | None = None,
+    agent_slug: str | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response[list[Task]]:
+    page = Page.after(cursor, limit)
+    rows = await tasks.listing(
+        node_of(request).database,
+        page,
+        status=status,
+        worker_id=worker_id,
+        context_id=context_id,
+        agent_slug=agent_slug,
+    )
+    return page_of(rows, page, lambda task: (task.created_at, task.id), request)
+
+
+@get("/api/runtime/runs", summary="The last 50 tasks")
+async def runs(request: Req) -> list[Task]:
+    return await tasks.listing(node_of(request).database, Page(limit=50))
+
+
+@get("/api/runtime/llm-tasks/{task_id:str}", summary="One task")
+async def one(request: Req, task_id: str) -> Task:
+    return await tasks.one(node_of(request).database, path_id(task_id))
+
+
+@post(
+    "/api/runtime/llm-tasks/{task_id:str}/lease", summary="Lease a queued task to a worker", opt={"body": LeaseRequest}
+)
+async def lease(request: Req, task_id: str) -> Leased:
+    """To the worker named, or to the best one there is."""
+    body = await read(request, LeaseRequest)
+    return await leases.lease(
+        node_of(request).database,
+        path_id(task_id),
+        worker_id=body.worker_id,
+        ttl_seconds=body.ttl_seconds,
+        actor=actor(request),
+    )
+
+
+@post(
+    "/api/runtime/llm-tasks/{task_id:str}/heartbeat",
+    summary="Prolong the lease of a task",
+    status_code=200,
+    opt={"body": Heartbeat},
+)
+async def heartbeat(request: Req, task_id: str) -> HeartbeatAnswer:
+    """Without a `lease_id` or `worker_id` it counts for the task's active lease."""
+    return await _heartbeat(request, task_id, await read(request, Heartbeat))
+
+
+@post(
+    "/l/{lease_id:str}/api/runtime/llm-tasks/{task_id:str}/heartbeat",
+    summary="Prolong this lease",
+    status_code=200,
+    opt={"body": Heartbeat},
+)
+async def heartbeat_of_lease(request: Req, lease_id: str, task_id: str) -> HeartbeatAnswer:
+    """For agents that append the path to the URL they were given."""
+    body = await read(request, Heartbeat)
+    return await _heartbeat(request, task_id, Heartbeat(_same(lease_id, body.lease_id), body.worker_id))
+
+
+@post(
+    "/api/runtime/llm-tasks/{task_id:str}/complete",
+    summary="End an attempt with its result",
+    status_code=200,
+    opt={"body": Completion},
+)
+async def complete(request: Req, task_id: str) -> Completed:
+    """Without a `lease_id` or `worker_id` it counts for the task's active lease."""
+    return await _complete(request, task_id, await read(request, Completion))
+
+
+@post(
+    "/l/{lease_id:str}/api/runtime/llm-tasks/{task_id:str}/complete",
+    summary="End the attempt of this lease with its result",
+    status_code=200,
+    opt={"body": Completion},
+)
+async def complete_lease(request: Req, lease_id: str, task_id: str) -> Completed:
+    """For agents that append the path to the URL they were given."""
+    body = await read(request, Completion)
+    named = msgspec.structs.replace(body, lease_id=_same(lease_id, body.lease_id))
+    return await _complete(request, task_id, named)
+
+
+@post("/api/runtime/llm-tasks/{task_id:str}/requeue", summary="Queue an ended task again", status_code=200)
+async def requeue(request: Req, task_id: str) -> Task:
+    """From failed, dead or cancelled, or while it waits for its retry; attempts start at 0."""
+    await read(request, dict[str, Any])
+    return await tasks.requeue(node_of(request).database, path_id(task_id), actor=actor(request))
+
+
+async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAnswer:
+    lease = await leases.heartbeat(
+        node_of(request).database,
+        path_id(task_id),
+        lease_id=body.lease_id,
+        worker_id=body.worker_id,
+        actor=actor(request),
+    )
+    return HeartbeatAnswer(lease, lease.expires_at)
+
+
+async def _complete(request: Req, task_id: str, body: Completion) -> Completed:
+    node = node_of(request)
+    return await leases.complete(node.database, path_id(task_id), body, retry=retry_of(node), actor=actor(request))
+
+
+def _same(in_path: str, in_body: str | None) -> str:
+    if in_body is not None and in_body != in_path:
+        raise Problem(400, "The lease_id in the body is not the one in the path", type="invalid")
+    return path_id(in_path)
+
+
+HANDLERS = [
+    create, listing, runs, one, lease, heartbeat, heartbeat_of_lease, complete, complete_lease, requeue,
+]  # fmt: skip

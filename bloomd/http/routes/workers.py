@@ -1,0 +1,64 @@
+"""Workers: register, look, remove."""
+
+from typing import Any, cast
+
+import msgspec
+from litestar import Response, delete, get, post
+
+from bloomd.http.bodies import convert, read_json
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of, path_id
+from bloomd.http.routes.tasks import retry_of
+from bloomd.runtime import workers
+from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
+from bloomd.runtime.pages import Page
+
+
+class WorkerWithLeases(Worker, frozen=True):
+    """A worker and what it holds now."""
+
+    leases: list[Lease]
+
+
+class Removed(msgspec.Struct, frozen=True):
+    removed: bool
+    id: str
+
+
+@get("/api/runtime/workers", summary="Workers, the latest registered first")
+async def listing(
+    request: Req, status: WorkerStatus | None = None, limit: Limit = 1000, cursor: Cursor = None
+) -> Response[list[Worker]]:
+    page = Page.after(cursor, limit)
+    rows = await workers.listing(node_of(request).database, page, status=status)
+    return page_of(rows, page, lambda worker: (worker.registered_at, worker.id), request)
+
+
+@get("/api/runtime/workers/{worker_id:str}", summary="One worker, with its active leases")
+async def one(request: Req, worker_id: str) -> WorkerWithLeases:
+    database = node_of(request).database
+    worker = await workers.one(database, path_id(worker_id))
+    held = await workers.active_leases(database, worker_id)
+    return WorkerWithLeases(**msgspec.structs.asdict(worker), leases=held)
+
+
+@post("/api/runtime/workers", summary="Register a worker", opt={"body": NewWorker})
+async def register(request: Req) -> Response[Worker]:
+    """201 for a new worker, 200 for a known one. What is not sent keeps what is known."""
+    body = await read_json(request)
+    new = convert(body, NewWorker)
+    sent = cast("dict[str, Any]", body).get("capabilities")
+    registered = await workers.register(node_of(request).database, new, capabilities=sent, actor=actor(request))
+    return Response(registered.worker, status_code=201 if registered.new else 200)
+
+
+@delete("/api/runtime/workers/{worker_id:str}", summary="Forget a worker", status_code=200)
+async def remove(request: Req, worker_id: str, force: bool = False) -> Removed:
+    """With `force` its leases end first, and their tasks are queued again."""
+    node = node_of(request)
+    await workers.remove(
+        node.database, path_id(worker_id), force=retry_of(node) if force else None, actor=actor(request)
+    )
+    return Removed(removed=True, id=worker_id)
+
+
+HANDLERS = [listing, one, register, remove]
