@@ -52,15 +52,20 @@ class Service:
     essential: bool = False
     """When it fails for good, the whole supervisor ends with `EssentialServiceFailed`."""
     configured: Callable[[], bool] = _always
-    """Asked before each start; a service that is not configured is absent: not started and not shown."""
+    """Asked before each start; a service that is not configured is absent: not started and not shown.
+
+    One that already runs stays until it is stopped or restarted, and is shown until then.
+    """
     retry: Backoff = DEPENDENCY_BACKOFF
     """Between tries while a dependency is `Unavailable`."""
+    stops_first: bool = False
+    """At shutdown it is stopped before the others, which are still there for what it has to finish."""
     ask_to_stop: Callable[[], None] | None = None
     """Asks a running service to finish and return. Without it, a stop is a cancellation."""
     stop_seconds: float = 10.0
     """How long a service that was asked to stop may take before it is cancelled."""
     group: "Supervisor | None" = None
-    """The supervisor that `run` is, when this service is a tree of its own."""
+    """The supervisor that `run` is, when this service is a tree of its own: it is then stopped in order as well."""
 
 
 @dataclass(frozen=True, slots=True)
