@@ -6,6 +6,8 @@ where something has not happened yet. New keys may come at any time; a change of
 
 from typing import Any, Literal, TypedDict
 
+Json = str | int | float | None | list["Json"] | dict[str, "Json"]
+
 Verdict = Literal["ok", "degraded", "down"]
 
 

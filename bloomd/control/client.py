@@ -1,4 +1,4 @@
-"""A client of the control socket that starts in a blink: plain, blocking, nothing but a little of the standard library."""
+"""A client of the control socket: plain and blocking, and of imports only a little of the standard library."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # importing typing would cost as much as the socket modul
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Self
+
+    from bloomd.control.answers import Json
 
 _CHUNK = 64 * 1024
 
@@ -109,12 +111,12 @@ class Client:
             chunks.append(chunk)
         line, _, self._unread = b"".join(chunks).partition(b"\n")
         try:
-            message = json.loads(line)
+            message: Json = json.loads(line)
         except ValueError:
             message = None
-        if not isinstance(message, dict):
-            raise CannotReach(f"what answers at {self._path} is not bloomd")
-        return message
+        if isinstance(message, dict) and message.get("jsonrpc") == "2.0":
+            return message
+        raise CannotReach(f"what answers at {self._path} is not bloomd")
 
     def _explained(self, error: OSError) -> ControlFailure:
         path = self._path

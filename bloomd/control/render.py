@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bloomd.control.answers import (
         Change,
         Config,
+        Json,
         LogLevel,
         Pong,
         Probe,
@@ -62,7 +63,7 @@ class Look:
         return f"{duration(self.now - at)} ago"
 
 
-def printable(value: Any) -> Any:
+def printable(value: Json) -> Any:
     """A JSON value with everything that is not printable replaced in its strings."""
     if isinstance(value, str):
         return "".join(c if c.isprintable() else " " if c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in value)
@@ -199,8 +200,8 @@ def _probe_rows(probes: list[Probe], look: Look, indent: str = "  ") -> Iterator
             continue
         last_ok = "never ok" if probe["last_ok"] is None else f"ok {look.ago(probe['last_ok'])}"
         detail = f"{_count(probe['failures'], 'failure')} in a row: {probe['error']}" if probe["failures"] else ""
-        latencies = [f"{name} {_milliseconds(probe[f'{name}_ms'])}" for name in ("p50", "p99")]
-        rows.append([probe["name"], probe["state"], last_ok, *latencies, detail])
+        p50, p99 = f"p50 {_milliseconds(probe['p50_ms'])}", f"p99 {_milliseconds(probe['p99_ms'])}"
+        rows.append([probe["name"], probe["state"], last_ok, p50, p99, detail])
     yield from _table(rows, look, indent=indent)
 
 
@@ -280,7 +281,7 @@ def _where(where: str | None) -> str:
     return f" ({where})" if where else ""
 
 
-def _value(value: Any) -> str:
+def _value(value: Json) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
