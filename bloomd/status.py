@@ -1,4 +1,4 @@
-"""The state of a whole node as one plain value: what `bloomd-ctl status` prints, and what health and metrics are made from."""
+"""The state of a whole node as one plain value: what `bloomd-ctl status` prints and health is made from."""
 
 import os
 import resource
@@ -135,7 +135,9 @@ def judge(node: Node, services: Sequence[ServiceStatus]) -> tuple[str, list[str]
             what = "stopped by hand" if each.by_hand else each.state.value
             cause = each.last_error or each.cause
             reasons.append(f"{each.name} is {what}" + (f": {cause}" if cause and not each.by_hand else ""))
-    reasons += [f"{probe.status.name} is down: {probe.status.error}" for probe in node.probes if probe.status.state == "down"]
+    reasons += [
+        f"{probe.status.name} is down: {probe.status.error}" for probe in node.probes if probe.status.state == "down"
+    ]
     if node.lag.worst >= LAGGING_SECONDS:
         reasons.append(f"the event loop was {node.lag.worst:.1f} s late within the last minute")
     if node.last_reload and not node.last_reload.ok:
@@ -184,9 +186,7 @@ def _queue(stats: Stats) -> Queue:
 
 
 def _workers(stats: Stats) -> Workers:
-    return Workers(
-        total=stats.workers, online=stats.workers_online, capacity=stats.capacity, busy=stats.active_leases
-    )
+    return Workers(total=stats.workers, online=stats.workers_online, capacity=stats.capacity, busy=stats.active_leases)
 
 
 def _sync(node: Node) -> SyncStatus:

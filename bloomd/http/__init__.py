@@ -3,7 +3,7 @@
 A request passes four rooms, each of which may answer it at once, before a route sees it::
 
     hypercorn ─▶ observe.py    its id, its log line, its time; HEAD; whatever was not foreseen becomes a plain 500
-              ─▶ access.py     who is asking: client address, Host and Origin, key, limits. Nothing is open but what is listed
+              ─▶ access.py     who is asking: client address, Host and Origin, key, limits; open is only what is listed
               ─▶ bodies.py     how much may be sent, and how slowly
               ─▶ app.py        Litestar: routes/ (one file a resource), errors as problem+json (problems.py)
 

@@ -1,4 +1,4 @@
-"""Errors as clients see them: RFC 9457 problem+json, with `error` repeating `detail` for the clients of the old runtime."""
+"""Errors as clients see them: RFC 9457 problem+json, with `error` repeating `detail` for older clients."""
 
 from collections.abc import Mapping
 from http import HTTPStatus

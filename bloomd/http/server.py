@@ -1,7 +1,8 @@
 """hypercorn, one server for each bind: so that an address can come or go without the others noticing.
 
-The listening sockets belong to the root of the daemon (`Binds`): they outlive a restart of this service, and while it is
-down the kernel queues connections instead of refusing them. hypercorn closes what it is given, so it gets a duplicate.
+The listening sockets belong to the root of the daemon (`Binds`): they outlive a restart of this service, and while it
+is down the kernel queues connections instead of refusing them. hypercorn closes what it is given, so it gets a
+duplicate.
 """
 
 import grp
@@ -26,7 +27,7 @@ log = structlog.stdlib.get_logger(__name__)
 BACKLOG = 1024
 
 # An idle connection is closed after this; a proxy in front keeps its own for less (nginx/bloomd.conf).
-KEEP_ALIVE_SECONDS = 75.0
+KEEP_ALIVE_SECONDS = 20.0
 
 
 class Binds:

@@ -32,7 +32,7 @@ UPDATE workers
  WHERE id = %(worker_id)s AND url = ''
 """
 
-# The best worker that can take the task now: the one that holds the task's context, then the freest, then the liveliest.
+# The best worker that can take the task now: the one that has the task's context, then the freest, then the liveliest.
 LEASE = """
 WITH task AS (
     SELECT *
@@ -50,8 +50,8 @@ WITH task AS (
        AND (%(worker_id)s::varchar IS NULL OR workers.id = %(worker_id)s)
        AND (task.pinned_worker_id IS NULL OR workers.id = task.pinned_worker_id)
      ORDER BY task.context_id <> '' AND EXISTS (
-                  SELECT FROM leases
-                   WHERE leases.context_id = task.context_id AND leases.worker_id = workers.id AND leases.status = 'active'
+                  SELECT FROM leases AS held
+                   WHERE held.context_id = task.context_id AND held.worker_id = workers.id AND held.status = 'active'
               ) DESC,
               bloom_capacity(workers.capabilities) - workers.active_leases DESC,
               workers.last_heartbeat DESC NULLS LAST,
@@ -156,17 +156,18 @@ WITH task AS (
 ), moved AS (
     UPDATE llm_tasks
        SET status        = next.status,
-           retry_at      = CASE WHEN next.status = 'queued'
-                                THEN lease.ended_at + bloom_retry_delay_ms(llm_tasks.attempts, %(retry_ms)s, %(retry_max_ms)s) END,
+           retry_at      = CASE WHEN next.status = 'queued' THEN lease.ended_at + next.delay_ms END,
            lease_id      = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.worker_id END,
-           error_message = CASE WHEN %(outcome)s = 'error' THEN coalesce(%(error_message)s, 'the worker gave no reason') END,
+           error_message = CASE WHEN %(outcome)s = 'error'
+                                THEN coalesce(%(error_message)s, 'the worker gave no reason') END,
            updated_at    = lease.ended_at
       FROM lease, task,
            LATERAL (SELECT CASE WHEN %(outcome)s = 'success'                THEN 'completed'
                                 WHEN NOT %(retryable)s                      THEN 'failed'
                                 WHEN task.attempts < task.max_attempts      THEN 'queued'
-                                ELSE 'dead' END AS status) AS next
+                                ELSE 'dead' END AS status,
+                           bloom_retry_delay_ms(task.attempts, %(retry_ms)s, %(retry_max_ms)s) AS delay_ms) AS next
      WHERE llm_tasks.id = lease.task_id
     RETURNING llm_tasks.*
 ), alive AS (
@@ -177,8 +178,8 @@ WITH task AS (
        AND (workers.status <> 'online' OR coalesce(workers.alive_at, 0) < lease.ended_at - 1000)
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), lease.ended_at, 'task.' || CASE moved.status WHEN 'queued' THEN 'retried' ELSE moved.status END,
-           'task', moved.id, %(actor)s,
+    SELECT gen_random_uuid(), lease.ended_at,
+           'task.' || CASE moved.status WHEN 'queued' THEN 'retried' ELSE moved.status END, 'task', moved.id, %(actor)s,
            %(outcome)s || ' from worker ' || lease.worker_id || ', lease ' || lease.id || ', attempt ' || moved.attempts
       FROM moved, lease
 )
@@ -213,8 +214,8 @@ WITH due AS (
 ), moved AS (
     UPDATE llm_tasks
        SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
-           retry_at      = CASE WHEN attempts < max_attempts
-                                THEN lease.ended_at + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
+           retry_at      = CASE WHEN attempts < max_attempts THEN lease.ended_at
+                                + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
            error_message = 'the lease of worker ' || lease.worker_id || ' expired',
            lease_id      = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.worker_id END,

@@ -1,4 +1,4 @@
-"""Long lists in pages: newest first, the next page named by an opaque cursor (the time and id of the last row shown)."""
+"""Long lists in pages, newest first: an opaque cursor (the time and id of the last row) names the next page."""
 
 import base64
 import binascii

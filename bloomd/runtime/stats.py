@@ -13,10 +13,12 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
        (SELECT min(created_at) FROM llm_tasks WHERE status = 'queued')                         AS oldest_queued_at,
        (SELECT count(*) FROM leases)                                                           AS leases,
        (SELECT count(*) FROM leases WHERE status = 'active')                                   AS active_leases,
-       (SELECT count(*) FROM leases WHERE status = 'expired' AND ended_at > bloom_now_ms() - 3600000) AS rescued_last_hour,
+       (SELECT count(*) FROM leases
+         WHERE status = 'expired' AND ended_at > bloom_now_ms() - 3600000)                     AS rescued_last_hour,
        (SELECT count(*) FROM workers)                                                          AS workers,
        (SELECT count(*) FROM workers WHERE status = 'online')                                  AS workers_online,
-       (SELECT coalesce(sum(bloom_capacity(capabilities)), 0) FROM workers WHERE status = 'online') AS capacity,
+       (SELECT coalesce(sum(bloom_capacity(capabilities)), 0)
+          FROM workers WHERE status = 'online')                                                AS capacity,
        bloom_now_ms()                                                                          AS at
 """
 

@@ -123,8 +123,8 @@ WITH agent AS (
       LEFT JOIN known ON known.id = agent.id
      CROSS JOIN bloom_now_ms() AS now_ms
 ), added AS (
-    INSERT INTO workers (id, node_id, url, status, capabilities, last_heartbeat, membridge_online_at, ip_addrs, obs_count,
-                         db_sha, registered_at, source)
+    INSERT INTO workers (id, node_id, url, status, capabilities, last_heartbeat, membridge_online_at, ip_addrs,
+                         obs_count, db_sha, registered_at, source)
     SELECT id, node_id, url, status, capabilities, last_heartbeat, membridge_online_at, ip_addrs, obs_count,
            db_sha, now_ms, 'membridge'
       FROM next
@@ -156,14 +156,15 @@ WITH agent AS (
            IS DISTINCT FROM (next.last_heartbeat, next.membridge_online_at)
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.registered', 'worker', id, 'membridge', 'status ' || status FROM added
-    UNION ALL
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.updated', 'worker', id, 'membridge', 'status ' || status FROM changed
+    SELECT gen_random_uuid(), bloom_now_ms(), action, 'worker', id, 'membridge', 'status ' || status
+      FROM (SELECT 'worker.registered' AS action, id, status FROM added
+            UNION ALL
+            SELECT 'worker.updated', id, status FROM changed) AS each
 )
 SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM changed) AS changed
 """
 
-# Membridge's own workers that are not vouched for any more: silent, or gone from its list and with no other sign of life.
+# Membridge's own workers that nothing vouches for any more: silent, or gone from its list without other sign of life.
 MIRROR_SILENT = """
 WITH silent AS (
     UPDATE workers
@@ -191,7 +192,8 @@ WITH silent AS (
     RETURNING id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'bloomd', 'silent for too long' FROM silent
+    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'bloomd', 'silent for too long'
+      FROM silent
 )
 SELECT id FROM silent
 """
@@ -207,7 +209,11 @@ WITH poll AS (
                id varchar, ok boolean, version varchar, os_info varchar, capabilities jsonb, ip_addrs jsonb)
      WHERE ok
 ), known AS MATERIALIZED (
-    SELECT workers.id, workers.status FROM workers JOIN poll ON poll.id = workers.id ORDER BY workers.id FOR UPDATE OF workers
+    SELECT workers.id, workers.status
+      FROM workers
+      JOIN poll ON poll.id = workers.id
+     ORDER BY workers.id
+       FOR UPDATE OF workers
 ), alive AS (
     UPDATE workers
        SET status         = 'online',
@@ -306,6 +312,7 @@ async def remove(database: Database, id: str, *, force: Retry | None = None, act
         NotFound: there is none with this id.
         Conflict: it holds leases.
     """
+    worker = await one(database, id)
     for _ in range(FORCE_TRIES if force else 1):
         if force:
             await database.execute(RELEASE_ALL, id=id)

@@ -1,4 +1,4 @@
-"""The Membridge proxy: a few known paths of the control plane, with its admin key added. No other path can be asked for."""
+"""The Membridge proxy: a few known paths of the control plane, with its admin key added, and no others."""
 
 import re
 from typing import Any
@@ -53,7 +53,7 @@ async def select(request: Req, canonical_id: str) -> Response[bytes]:
     project = _checked(canonical_id)
     body = await read_json(request)
     answer = await _forward(request, "POST", f"/projects/{project}/leadership/select", body)
-    if answer.status_code < 300:
+    if (answer.status_code or 500) < 300:
         node = str(body.get("primary_node_id")) if isinstance(body, dict) else "?"
         await audit.add(
             node_of(request).database,

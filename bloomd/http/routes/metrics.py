@@ -12,6 +12,7 @@ from bloomd.runtime.stats import Stats
 from bloomd.status import DATABASE_SECONDS, judge, open_files, rss_bytes
 from bloomd.supervisor import State
 
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _PROBE_STATES = ("up", "down", "unknown", "disabled")
 
 
@@ -32,8 +33,7 @@ def _metric(name: str, kind: str, help: str, samples: dict[str, float]) -> Itera
 
 
 def _labels(**labels: str) -> str:
-    escaped = (f'{name}="{value.translate({92: r"\\", 34: r"\"", 10: r"\n"})}"' for name, value in labels.items())
-    return "{" + ",".join(escaped) + "}"
+    return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels.items()) + "}"
 
 
 def _node(node: Node) -> Iterator[str]:

@@ -71,8 +71,9 @@ def describe(app: Litestar) -> dict[str, Any]:
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark }
-code { font: 14px/1.5 ui-monospace, monospace } h2 { margin-top: 2.5rem } dt { margin-top: 1rem } pre { overflow-x: auto }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+code { font: 14px/1.5 ui-monospace, monospace }
+h2 { margin-top: 2.5rem } dt { margin-top: 1rem } pre { overflow-x: auto } :root { color-scheme: light dark }
 """
 
 
@@ -88,10 +89,10 @@ def _page(document: dict[str, Any]) -> str:
         f"{escape(msgspec.json.format(msgspec.json.encode(component), indent=2).decode())}</code></pre>"
         for name, component in sorted(document["components"]["schemas"].items())
     ]
-    info = document["info"]
+    title = escape(f"{document['info']['title']} {document['info']['version']}")
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>The same as JSON: <code>curl .../api/schema</code></p>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<h1>{title}</h1><p>The same as JSON: <code>curl .../api/schema</code></p>"
         f"<h2>Routes</h2><dl>{''.join(entries)}</dl><h2>Objects</h2>{''.join(objects)}</html>"
     )
 

@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, get, post
-from litestar.params import Parameter
 
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
