@@ -1,4 +1,3 @@
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -26,9 +25,3 @@ def path(directory: Path) -> str:
 async def daemon(path: str) -> AsyncIterator[Daemon]:
     async with serving(path) as daemon:
         yield daemon
-
-
-@pytest.fixture
-def open_to_all(path: str) -> None:
-    """Let other users connect, so that the peer's credentials alone decide."""
-    os.chmod(path, 0o666)
