@@ -1,8 +1,8 @@
 """Every setting there is: one Struct for each section of `bloomd.yaml`, one field for each key.
 
 Values are checked by `msgspec.convert` (types and the bounds in `Meta`); what one key must hold beside another is
-checked in `bloomd.settings.check`. The `description` of a field is its documentation: `bloomd.yaml.example` and the manual page
-are made from it. A key named `X_file` names a file that holds `X`; only secrets have one.
+checked in `bloomd.settings.check`. The `description` of a field is its documentation: `bloomd.yaml.example` and the
+manual page are made from it. A key named `X_file` names a file that holds `X`; only secrets have one.
 """
 
 from typing import Annotated, Literal
@@ -16,6 +16,14 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A section of the configuration file: its keys, and nothing else."""
+
+    def __repr__(self) -> str:
+        """The values without the secrets: a traceback or a log may show this."""
+        values = {
+            name: "****" if f"{name}_file" in self.__struct_fields__ and getattr(self, name) else getattr(self, name)
+            for name in self.__struct_fields__
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 class Database(Section, frozen=True):
@@ -138,15 +146,17 @@ class Tasks(Section, frozen=True):
         Seconds, Meta(description="Seconds before the second attempt; each further one waits twice as long.")
     ] = 5.0
     retry_delay_max: Annotated[Seconds, Meta(description="Seconds that no retry waits longer than.")] = 300.0
-    sweep_interval: Annotated[Seconds, Meta(le=5, description="Seconds between two searches for expired leases.")] = 1.0
+    sweep_interval: Annotated[
+        float, Meta(gt=0, le=5, description="Seconds between two searches for expired leases.")
+    ] = 1.0
 
 
 class Workers(Section, frozen=True):
     """The machines that do the work."""
 
-    offline_after: Annotated[Seconds, Meta(ge=5, description="Seconds of silence after which a worker is offline.")] = (
-        60.0
-    )
+    offline_after: Annotated[
+        float, Meta(ge=5, le=86400, description="Seconds of silence after which a worker is offline.")
+    ] = 60.0
     poll_interval: Annotated[
         Seconds, Meta(description="Seconds between two health polls of a worker that has a URL.")
     ] = 30.0
