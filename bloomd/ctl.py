@@ -51,7 +51,6 @@ class Parser(ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    sys.stdout = open(sys.stdout.fileno(), "w", errors="replace", closefd=False)  # whatever the locale cannot write
     try:
         code = _follow(options) if options.follow else _once(options)
         sys.stdout.flush()
@@ -110,7 +109,8 @@ def _text(options: Namespace, answer: Any) -> str:
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = min(os.get_terminal_size(sys.stdout.fileno()).columns, MAX_WIDTH) if terminal else MAX_WIDTH
     look = render.Look(time.time(), width, colour)
-    return "\n".join(options.show(render.printable(answer), look))
+    text = "\n".join(options.show(render.printable(answer), look))
+    return text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)  # some locales have few letters
 
 
 def _code_of(failure: ControlFailure) -> int:

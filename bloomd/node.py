@@ -64,7 +64,6 @@ class Node:
         self.reload: Callable[[str], Awaitable[ReloadReport]]
         """Read the configuration again, on behalf of somebody; `bloomd.reload` has the rules."""
         self._started = time.monotonic()
-        self._stored_changed: list[Callable[[], None]] = []
 
     @property
     def settings(self) -> Settings:
@@ -85,18 +84,20 @@ class Node:
                 return None
         return None
 
+    async def use(self, loaded: Loaded) -> None:
+        """Bring these settings into force for all that look at the node."""
+        before, self.loaded = self.loaded, loaded
+        if loaded.settings.membridge != before.settings.membridge:
+            await self.membridge.renew()
+            self.sync.wake()
+
     async def take_stored(self) -> None:
         """Bring the settings that were made through the API into force.
 
         Raises:
             Unavailable: the database is away; what was in force stays.
         """
-        loaded = self.loaded.with_stored(await stored.read(self.database))
-        if loaded.settings != self.loaded.settings:
-            self.loaded = loaded
-            await self.membridge.renew()
-            self.sync.wake()
-        self.loaded = loaded
+        await self.use(self.loaded.with_stored(await stored.read(self.database)))
 
     def _settings_of_membridge(self) -> Any:
         return self.settings.membridge

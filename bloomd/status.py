@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from bloomd import __version__
+from bloomd.control.answers import LastReload, Probe, Process, Queue, Service, Status, Sync, Verdict, Workers
 from bloomd.node import Node
 from bloomd.probes import ProbeStatus
 from bloomd.runtime.stats import Stats
@@ -23,81 +22,6 @@ LAGGING_SECONDS = 1.0
 # What a status may wait for the database, which may be frozen; the rest of the status needs none.
 DATABASE_SECONDS = 1.0
 
-OK, DEGRADED, DOWN = "ok", "degraded", "down"
-
-
-class Service(msgspec.Struct, frozen=True):
-    name: str
-    state: str
-    since: float
-    cause: str
-    restarts: int
-    retry_in: float | None
-    last_error: str | None
-    essential: bool
-    by_hand: bool
-
-
-class Queue(msgspec.Struct, frozen=True):
-    by_status: dict[str, int]
-    oldest_queued_seconds: float | None
-    active_leases: int
-    rescued_last_hour: int
-
-
-class Workers(msgspec.Struct, frozen=True):
-    total: int
-    online: int
-    capacity: int
-    busy: int
-
-
-class SyncStatus(msgspec.Struct, frozen=True):
-    configured: bool
-    last_success: float | None
-    age_seconds: float | None
-    failures: int
-    error: str | None
-    agents: int | None
-
-
-class Process(msgspec.Struct, frozen=True):
-    pid: int
-    uptime_seconds: float
-    version: str
-    schema: int | None
-    rss_bytes: int
-    open_files: int
-    open_files_limit: int
-    loop_lag_ms: float
-    loop_lag_worst_ms: float
-    node: str
-
-
-class Reload(msgspec.Struct, frozen=True):
-    at: float
-    ok: bool
-    summary: str
-
-
-class Status(msgspec.Struct, frozen=True):
-    schema: int
-    verdict: str
-    reasons: list[str]
-    """Why the verdict is not `ok`."""
-    notices: list[str]
-    """What an operator should know although nothing is broken."""
-    services: list[Service]
-    probes: list[ProbeStatus]
-    queue: Queue | None
-    """None while the database is away: unknown, not empty."""
-    workers: Workers | None
-    sync: SyncStatus
-    process: Process
-    reload: Reload | None
-    next: str | None
-    """The command to try next."""
-
 
 async def status(node: Node) -> Status:
     """Look at everything. Takes at most `DATABASE_SECONDS`, however frozen the database is."""
@@ -110,17 +34,17 @@ async def status(node: Node) -> Status:
         reasons=reasons,
         notices=notices(node),
         services=[service(each) for each in services],
-        probes=[probe.status for probe in node.probes],
+        probes=[probe(each.status) for each in node.probes],
         queue=_queue(stats) if stats else None,
         workers=_workers(stats) if stats else None,
         sync=_sync(node),
         process=_process(node),
-        reload=Reload(node.last_reload.at, node.last_reload.ok, node.last_reload.summary) if node.last_reload else None,
+        reload=_last_reload(node),
         next=_next(node, services),
     )
 
 
-def judge(node: Node, services: Sequence[ServiceStatus]) -> tuple[str, list[str]]:
+def judge(node: Node, services: Sequence[ServiceStatus]) -> tuple[Verdict, list[str]]:
     """The verdict and its reasons, the worst first."""
     reasons: list[str] = []
     down = False
@@ -142,7 +66,7 @@ def judge(node: Node, services: Sequence[ServiceStatus]) -> tuple[str, list[str]
         reasons.append(f"the event loop was {node.lag.worst:.1f} s late within the last minute")
     if node.last_reload and not node.last_reload.ok:
         reasons.append(f"the last reload failed: {node.last_reload.summary}")
-    return (DOWN if down else DEGRADED if reasons else OK), reasons
+    return "down" if down else "degraded" if reasons else "ok", reasons
 
 
 def notices(node: Node) -> list[str]:
@@ -163,6 +87,18 @@ def service(status: ServiceStatus) -> Service:
         last_error=status.last_error,
         essential=status.essential,
         by_hand=status.by_hand,
+    )
+
+
+def probe(status: ProbeStatus) -> Probe:
+    return Probe(
+        name=status.name,
+        state=status.state,
+        last_ok=status.last_ok,
+        p50_ms=status.p50_ms,
+        p99_ms=status.p99_ms,
+        failures=status.failures,
+        error=status.error,
     )
 
 
@@ -189,9 +125,9 @@ def _workers(stats: Stats) -> Workers:
     return Workers(total=stats.workers, online=stats.workers_online, capacity=stats.capacity, busy=stats.active_leases)
 
 
-def _sync(node: Node) -> SyncStatus:
+def _sync(node: Node) -> Sync:
     sync = node.sync.status
-    return SyncStatus(
+    return Sync(
         configured=node.membridge.configured,
         last_success=sync.last_success,
         age_seconds=None if sync.last_success is None else time.time() - sync.last_success,
@@ -216,6 +152,11 @@ def _process(node: Node) -> Process:
     )
 
 
+def _last_reload(node: Node) -> LastReload | None:
+    last = node.last_reload
+    return LastReload(at=last.at, ok=last.ok, summary=last.summary) if last else None
+
+
 def _next(node: Node, services: Sequence[ServiceStatus]) -> str | None:
     for each in services:
         if each.state is State.FAILED:
@@ -224,7 +165,7 @@ def _next(node: Node, services: Sequence[ServiceStatus]) -> str | None:
             return f"bloomd-ctl start {each.name}"
     if node.last_reload and not node.last_reload.ok:
         return "bloomd-ctl reload"
-    for probe in node.probes:
-        if probe.status.state == "down":
-            return f"bloomd-ctl probe {probe.status.name}"
+    for each in node.probes:
+        if each.status.state == "down":
+            return f"bloomd-ctl probe {each.status.name}"
     return None

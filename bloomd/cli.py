@@ -1,0 +1,242 @@
+"""`bloomd`: run, dev, check, migrate."""
+
+import argparse
+import os
+import secrets as random_secrets
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from bloomd import __version__
+from bloomd.control import listener
+from bloomd.daemon import Daemon
+from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.http.server import Binds
+from bloomd.logs import Logs, is_json
+from bloomd.postgres import Pool
+from bloomd.postgres.embedded import Embedded
+from bloomd.postgres.migrate import migrate, status
+from bloomd.runtime.schema import MIGRATIONS
+from bloomd.settings import Loaded, SettingsError, describe, load
+from bloomd.supervisor import EssentialServiceFailed
+
+# From sysexits.h, so that an init system or a script can tell them apart.
+OK, USAGE, UNAVAILABLE, TEMPORARY_FAILURE, BAD_CONFIGURATION = 0, 64, 69, 75, 78
+
+DEFAULT_FILE = Path("/etc/bloomd/bloomd.yaml")
+
+_EPILOG = {
+    "run": "example: bloomd run -c /etc/bloomd/bloomd.yaml",
+    "dev": "example: bloomd dev --port 5055 --dir /tmp/bloom",
+    "check": "example: bloomd check -c bloomd.yaml --print",
+    "migrate": "example: bloomd migrate --status",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command. Exits with a code from sysexits.h."""
+    options = _parser().parse_args(arguments)
+    try:
+        sys.exit(options.command(options))
+    except SettingsError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(BAD_CONFIGURATION)
+    except Misconfigured as error:
+        print(f"bloomd: {one_line(error)}", file=sys.stderr)
+        sys.exit(BAD_CONFIGURATION)
+    except Unavailable as error:
+        print(f"bloomd: {one_line(error)}", file=sys.stderr)
+        sys.exit(UNAVAILABLE)
+    except EssentialServiceFailed as error:
+        print(f"bloomd: {one_line(error)}", file=sys.stderr)
+        sys.exit(TEMPORARY_FAILURE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bloomd", description="BLOOM Runtime: a queue of LLM tasks for worker machines."
+    )
+    parser.add_argument("--version", action="version", version=f"bloomd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, help: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=_EPILOG[name])
+        added.set_defaults(command=function)
+        return added
+
+    def takes_file(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "-c", "--config", type=Path, metavar="FILE", help=f"the configuration ({DEFAULT_FILE} when there is one)"
+        )
+
+    run = command("run", "run the daemon in the foreground, as an init system wants it", _run)
+    takes_file(run)
+
+    dev = command("dev", "run everything on this machine, with a PostgreSQL of its own", _dev)
+    dev.add_argument("--dir", type=Path, default=Path(".bloom"), metavar="DIR", help="where the data is kept (.bloom)")
+    dev.add_argument("--port", type=int, metavar="PORT", help="port of the HTTP API (PORT, else 5000)")
+    dev.add_argument("--bind", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
+    dev.add_argument(
+        "--allow-unauthenticated",
+        action="store_true",
+        help="listen beyond loopback without a key: anybody who reaches it may do everything",
+    )
+    dev.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which browsers may ask for it while no key is set; repeatable, * for any",
+    )
+
+    check = command("check", "check the configuration, and report all its errors at once", _check)
+    takes_file(check)
+    check.add_argument("--print", action="store_true", dest="show", help="show every effective setting with its source")
+
+    migrating = command(
+        "migrate", "bring the database schema up to this version; adopts the database of the Node.js runtime", _migrate
+    )
+    takes_file(migrating)
+    migrating.add_argument("--status", action="store_true", help="only tell what would be done")
+    return parser
+
+
+def _reader(options: argparse.Namespace) -> Callable[[], Loaded]:
+    path = options.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    return partial(load, path, environ=os.environ)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _serve(_reader(options))
+
+
+def _serve(
+    read: Callable[[], Loaded],
+    *,
+    embedded: Embedded | None = None,
+    auto_migrate: bool = False,
+    announce: Callable[[Loaded], None] | None = None,
+) -> int:
+    loaded = read()
+    settings = loaded.settings
+    logs = Logs(json=is_json(settings.log.format, os.environ.get("NODE_ENV") == "production"), level=settings.log.level)
+    binds = Binds()
+    control_socket = listener.bind(settings.control.socket, settings.control.group)
+    try:
+        binds.open(settings.http)
+        daemon = Daemon(
+            read,
+            loaded,
+            logs,
+            control_socket=control_socket,
+            binds=binds,
+            embedded=embedded,
+            auto_migrate=auto_migrate,
+        )
+        trio.run(_until_stopped, daemon, announce, strict_exception_groups=True)
+    finally:
+        binds.close(list(binds.sockets))
+        listener.unbind(control_socket)
+    return OK
+
+
+async def _until_stopped(daemon: Daemon, announce: Callable[[Loaded], None] | None) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        if announce and not daemon.node.stopping.is_set():
+            announce(daemon.node.loaded)
+
+
+def _dev(options: argparse.Namespace) -> int:
+    directory: Path = options.dir.absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    embedded = None if os.environ.get("DATABASE_URL") else Embedded(directory / "postgres")
+    preset: dict[str, object] = {
+        "control.socket": str(directory / "bloomd.sock"),
+        "http.session_secret": random_secrets.token_urlsafe(32),
+    }
+    if embedded:
+        preset["database.url"] = embedded.conninfo
+    explicit: dict[str, object] = {}
+    if options.port is not None or options.bind is not None:
+        address = options.bind or "127.0.0.1"
+        port = options.port if options.port is not None else int(os.environ.get("PORT") or 5000)
+        explicit["http.bind"] = [f"[{address}]:{port}" if ":" in address else f"{address}:{port}"]
+    if options.allow_unauthenticated:
+        explicit["http.allow_unauthenticated"] = True
+    if options.allow_host:
+        explicit["http.allowed_hosts"] = options.allow_host
+    read = partial(load, None, environ=os.environ, preset=preset, options=explicit)
+    return _serve(read, embedded=embedded, auto_migrate=True, announce=partial(_announce, directory, embedded))
+
+
+def _announce(directory: Path, embedded: Embedded | None, loaded: Loaded) -> None:
+    settings = loaded.settings
+    [bind, *_] = settings.http.bind
+    host, _, port = bind.rpartition(":")
+    url = f"http://{host if host not in ('', '0.0.0.0', '[::]') else 'localhost'}:{port}"
+    socket = settings.control.socket
+    print(
+        "\n".join(
+            [
+                "",
+                "  bloomd is ready",
+                "",
+                f"  API     {url}/api/runtime/health",
+                f"  socket  {socket}",
+                f"  data    {embedded.cluster.directory if embedded else 'the database of DATABASE_URL'}",
+                f"  stop    Ctrl-C; the data stays in {directory}",
+                "",
+                "  try next, in another terminal:",
+                "",
+                f"    {Path(sys.argv[0]).parent / 'bloomd-ctl'} -s {socket} status",
+                f"    curl {url}/api/runtime/stats",
+                "",
+            ]
+        ),
+        flush=True,
+    )
+
+
+def _check(options: argparse.Namespace) -> int:
+    loaded = _reader(options)()
+    for warning in loaded.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.show:
+        settings = describe(loaded)
+        width = max(len(setting.key) for setting in settings)
+        for setting in settings:
+            where = f" ({setting.where})" if setting.where else ""
+            print(f"{setting.key:<{width}}  {setting.value}  # {setting.source}{where}")
+    else:
+        print("the configuration is good")
+    return OK
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    loaded = _reader(options)()
+    return trio.run(_bring_up if not options.status else _show_schema, loaded)
+
+
+async def _bring_up(loaded: Loaded) -> int:
+    async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
+        done = await migrate(connection, MIGRATIONS, report=lambda line: print(f"  repaired: {line}"))
+    for migration in done:
+        print(f"applied {migration.version:04} {migration.name}")
+    print(f"the schema is at {MIGRATIONS[-1].version}" + ("" if done else ": nothing to do"))
+    return OK
+
+
+async def _show_schema(loaded: Loaded) -> int:
+    async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
+        schema = await status(connection, MIGRATIONS)
+    print(f"the schema is at {schema.current or 0}, this bloomd needs {schema.latest}")
+    for migration in schema.pending:
+        print(f"to apply: {migration.version:04} {migration.name}")
+    if schema.newer:
+        print("the database is newer than this bloomd")
+    return OK

@@ -1,0 +1,115 @@
+"""What bloomd can be asked over its control socket."""
+
+import os
+import platform
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from bloomd import __version__
+from bloomd.control import answers
+from bloomd.control.codes import INVALID_PARAMS
+from bloomd.control.server import Call, ControlError, Method, NoParams
+from bloomd.logs import Logs
+from bloomd.node import Node
+from bloomd.settings import describe
+from bloomd.status import probe, service, status
+from bloomd.supervisor import UnknownService
+
+
+class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class MaybeNamed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str | None = None
+
+
+class Level(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] | None = None
+
+
+def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
+    """Every method, for this node."""
+
+    async def ping(params: NoParams, call: Call) -> dict[str, Any]:
+        return {"pong": True, "pid": os.getpid(), "loop_lag_ms": round(node.lag.now * 1000, 1)}
+
+    async def version(params: NoParams, call: Call) -> answers.Version:
+        return answers.Version(version=__version__, python=platform.python_version(), schema=node.schema_version)
+
+    async def show(params: NoParams, call: Call) -> answers.Status:
+        return await status(node)
+
+    async def config(params: NoParams, call: Call) -> dict[str, Any]:
+        return {"settings": describe(node.loaded), "warnings": node.loaded.warnings}
+
+    async def reload(params: NoParams, call: Call) -> Any:
+        return await node.reload(f"reload by {call.user}")
+
+    async def stop(params: Named, call: Call) -> answers.Services:
+        if params.name == "control":
+            raise ControlError("control is how you talk to bloomd; it stops with the daemon")
+        return await _steer(node, params.name, lambda: node.root.stop_service(params.name))
+
+    async def start(params: Named, call: Call) -> answers.Services:
+        async def begin() -> None:
+            node.root.start_service(params.name, f"started by {call.user}")
+
+        return await _steer(node, params.name, begin)
+
+    async def restart(params: Named, call: Call) -> answers.Services:
+        if params.name == "control":
+            raise ControlError("control is how you talk to bloomd; restart the daemon instead")
+        return await _steer(
+            node, params.name, lambda: node.root.restart_service(params.name, f"restarted by {call.user}")
+        )
+
+    async def probes(params: MaybeNamed, call: Call) -> answers.Probes:
+        chosen = [each for each in node.probes if params.name in (None, each.status.name)]
+        if not chosen:
+            known = ", ".join(each.status.name for each in node.probes)
+            raise ControlError(f"there is no probe {params.name!r}; there are {known}", INVALID_PARAMS)
+        return answers.Probes(probes=[probe(await each.now()) for each in chosen])
+
+    async def sync(params: NoParams, call: Call) -> answers.SyncRound:
+        began = time.monotonic()
+        done = await node.sync.now()
+        return answers.SyncRound(
+            agents=done.agents,
+            added=done.added,
+            changed=done.changed,
+            offline=done.offline,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    async def log_level(params: Level, call: Call) -> answers.LogLevel:
+        if params.level:
+            logs.set_level(params.level)
+        return answers.LogLevel(level=logs.level)
+
+    return [
+        Method("ping", ping, NoParams, public=True),
+        Method("version", version, NoParams, public=True),
+        Method("status", show, NoParams),
+        Method("config", config, NoParams),
+        Method("reload", reload, NoParams, mutating=True),
+        Method("restart", restart, Named, mutating=True),
+        Method("start", start, Named, mutating=True),
+        Method("stop", stop, Named, mutating=True),
+        Method("probe", probes, MaybeNamed),
+        Method("sync", sync, NoParams, mutating=True),
+        Method("log.level", log_level, Level, mutating=True),
+    ]
+
+
+async def _steer(node: Node, path: str, act: Callable[[], Awaitable[None]]) -> answers.Services:
+    """Do it, and tell how the service and those below it are then."""
+    try:
+        await act()
+    except UnknownService as error:
+        raise ControlError(str(error), INVALID_PARAMS) from error
+    shown = [each for each in node.root.status() if each.name == path or each.name.startswith(f"{path}/")]
+    return answers.Services(services=[service(each) for each in shown])

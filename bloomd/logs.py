@@ -1,0 +1,105 @@
+"""Logs: key=value for people, JSON for machines; info to stdout, warnings and errors to stderr; secrets never.
+
+Two streams, because OpenRC's `output_log` and `error_log` make the two files of the deployment guide from them.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+# A shorter secret would blot out half of every line; such a key protects nothing anyway.
+MIN_SECRET = 6
+
+
+class Logs:
+    """How this process logs; what it redacts and from which level on can change while it runs."""
+
+    def __init__(self, *, json: bool, level: str = "info") -> None:
+        self._json = json
+        self._secrets: tuple[str, ...] = ()
+        self.level = level
+        self.set_level(level)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                foreign_pre_chain=_common(self._redact),
+                processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(json, sys.stderr)],
+            )
+        )
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)  # what the libraries say
+
+    def set_level(self, level: str) -> None:
+        """Write from this level on."""
+        self.level = level
+        structlog.configure(
+            processors=[*_common(self._redact), *_renderers(self._json, sys.stdout)],
+            wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+            logger_factory=_TwoStreams,
+            cache_logger_on_first_use=False,
+        )
+
+    def redact(self, secrets: Iterable[str]) -> None:
+        """Never write any of these."""
+        self._secrets = tuple(sorted({each for each in secrets if len(each) >= MIN_SECRET}, key=len, reverse=True))
+
+    def _redact(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        for key, value in event.items():
+            if isinstance(value, str):
+                for secret in self._secrets:
+                    if secret in value:
+                        event[key] = value = value.replace(secret, "****")
+        return event
+
+
+class _TwoStreams:
+    """A logger that writes a finished line to the stream of its level."""
+
+    def __init__(self, *args: object) -> None:
+        """structlog passes the arguments of `get_logger`: our module names, which the lines do not need."""
+
+    def debug(self, line: str) -> None:
+        _write(sys.stdout, line)
+
+    info = debug
+
+    def warning(self, line: str) -> None:
+        _write(sys.stderr, line)
+
+    error = critical = exception = warning
+
+
+def is_json(format: str, production: bool) -> bool:
+    """Whether to write JSON: when asked to, or in production when it is left to us."""
+    return format == "json" or format == "auto" and production
+
+
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
+
+
+_Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
+
+
+def _common(redact: _Processor) -> list[_Processor]:
+    """The traceback becomes text before redaction: an error's text can quote what it was given."""
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+
+
+def _renderers(json: bool, stream: TextIO) -> list[_Processor]:
+    if json:
+        return [structlog.processors.JSONRenderer()]
+    if stream.isatty():
+        return [structlog.dev.ConsoleRenderer(pad_event_to=28, timestamp_key="timestamp")]
+    return [structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)]

@@ -1,0 +1,148 @@
+"""Reload: other settings come into force while everything runs, all of them or none.
+
+    read     the file and the environment are read and checked; with any error nothing changes
+    prepare  what could fail is made beside what is in use: new listening sockets, a pool for another database
+    commit   the settings, the pool and the sockets are exchanged in one step; services that depend on them restart
+    check    one of those is not ready in time: the same exchange backwards
+    finish   what is no longer used is closed, and failed services are tried again
+
+Most services read the settings anew whenever they act, and need no restart.
+"""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+import trio
+
+from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.http.server import Binds, HttpServer
+from bloomd.logs import Logs
+from bloomd.node import Node, ReloadReport
+from bloomd.postgres import Pool
+from bloomd.runtime.connector import Connector
+from bloomd.settings import Loaded, Settings, SettingsError, changed, secrets, sections
+from bloomd.supervisor import State
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Long enough to connect and to be refused by every timeout there is; an operator waits for the answer.
+READY_SECONDS = 15.0
+
+# Keys that count from the next start of the daemon on.
+NEED_RESTART = ("control.socket", "control.group", "log.format", "http.drain_seconds")
+
+
+class Reloader:
+    """Does one reload at a time."""
+
+    def __init__(
+        self,
+        node: Node,
+        read: Callable[[], Loaded],
+        *,
+        connector: Connector,
+        binds: Binds,
+        http: HttpServer,
+        logs: Logs,
+    ) -> None:
+        self._node = node
+        self._read = read
+        self._connector = connector
+        self._binds = binds
+        self._http = http
+        self._logs = logs
+        self._lock = trio.Lock()
+
+    async def reload(self, cause: str) -> ReloadReport:
+        """Bring the configuration as it is now into force, or say why not and change nothing."""
+        async with self._lock:
+            report = msgspec.structs.replace(await self._reload(cause), at=time.time())
+        self._node.last_reload = report
+        if report.ok:
+            log.info("reloaded", result=report.result, cause=cause, changes=len(report.changes))
+        else:
+            log.error("reload failed, the old settings stay", cause=cause, errors=report.errors)
+        return report
+
+    async def _reload(self, cause: str) -> ReloadReport:
+        node, old = self._node, self._node.loaded
+        try:
+            new = (await trio.to_thread.run_sync(self._read)).with_stored(old.stored)
+        except SettingsError as error:
+            return _failed(*(str(problem) for problem in error.problems))
+        if new.settings == old.settings:
+            node.loaded = new
+            return ReloadReport(ok=True, result="unchanged", retried=node.root.retry_failed(cause))
+
+        changes = changed(old.settings, new.settings)
+        restarts = self._restarts(old.settings, new.settings, sections(changes))
+        try:
+            opened = self._binds.open(new.settings.http)
+        except Misconfigured as error:
+            return _failed(one_line(error))
+        try:
+            pool = await self._other_pool(old.settings, new.settings)
+        except (Misconfigured, Unavailable) as error:
+            self._binds.close(opened)
+            return _failed(one_line(error))
+
+        before, late = await self._switch(new, pool, restarts, cause)
+        if late:
+            pool, _ = await self._switch(old, before, restarts, f"{cause}, undone")
+            unused = list(opened)
+        else:
+            pool = before
+            unused = [bind for bind in self._binds.sockets if bind not in new.settings.http.bind]
+        self._binds.close(unused)
+        self._http.rebind()
+        if pool:
+            await pool.close()
+        if late:
+            return _failed(f"not ready within {READY_SECONDS:.0f} s: {', '.join(late)}; the old settings are back")
+        return ReloadReport(
+            ok=True,
+            result="reloaded",
+            changes=changes,
+            restarted=restarts,
+            needs_restart=[change.key for change in changes if change.key in NEED_RESTART],
+            retried=node.root.retry_failed(cause),
+        )
+
+    async def _other_pool(self, old: Settings, new: Settings) -> Pool | None:
+        """A pool for other database settings, when one is in use that it must replace without a gap."""
+        if new.database == old.database or self._node.database.away is not None:
+            return None
+        with trio.move_on_after(READY_SECONDS):
+            return await self._connector.prepare(new.database)
+        raise Unavailable(f"the database of the new settings has not answered within {READY_SECONDS:.0f} s")
+
+    async def _switch(
+        self, loaded: Loaded, pool: Pool | None, restarts: list[str], cause: str
+    ) -> tuple[Pool | None, list[str]]:
+        """Bring these settings into force; the pool that was in use, and the services that are not ready in time."""
+        before = self._connector.take(pool) if pool else None
+        await self._node.use(loaded)
+        self._logs.set_level(loaded.settings.log.level)
+        self._logs.redact(secrets(loaded.settings))
+        self._http.rebind()
+        with trio.move_on_after(READY_SECONDS):
+            await self._node.root.restart(restarts, cause)
+        states = {status.name: status.state for status in self._node.root.status()}
+        return before, [name for name in restarts if states.get(name, State.RUNNING) is not State.RUNNING]
+
+    def _restarts(self, old: Settings, new: Settings, changed: set[str]) -> list[str]:
+        """The services that do not look at the settings by themselves when they act."""
+        restarts: list[str] = []
+        if changed & {"probes", "database", "minio", "membridge"}:
+            restarts.append("probes")
+        if "database" in changed:
+            restarts += ["notifications"] if self._node.database.away is None else ["database", "notifications"]
+        if (old.membridge.server_url is None) != (new.membridge.server_url is None):
+            restarts.append("membridge-sync")
+        return restarts
+
+
+def _failed(*errors: str) -> ReloadReport:
+    return ReloadReport(ok=False, result="failed", errors=list(errors))

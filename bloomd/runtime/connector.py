@@ -1,0 +1,135 @@
+"""The service that keeps the database open: connects, checks the schema, notices when PostgreSQL goes and comes back.
+
+Other settings are taken over without a gap: `prepare` makes a pool for them and checks it, `take` puts it in the place
+of the one in use, and what runs on the old one finishes there.
+"""
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.postgres import Connection, Pool, translated
+from bloomd.postgres.migrate import SchemaStatus, migrate, status
+from bloomd.runtime.database import Database
+from bloomd.runtime.schema import MIGRATIONS
+from bloomd.settings import model
+
+log = structlog.stdlib.get_logger(__name__)
+
+# A restarted server is noticed within this time; its return sooner, because callers connect by themselves.
+WATCH_INTERVAL = 1.0
+
+# A server that does not answer the simplest question for this long is frozen, or as good as.
+WATCH_TIMEOUT = 5.0
+
+
+class Connector:
+    def __init__(
+        self,
+        database: Database,
+        settings: Callable[[], model.Database],
+        *,
+        auto_migrate: bool = False,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._auto_migrate = auto_migrate
+        self._pool: Pool | None = None
+        self._taken = trio.Event()
+        self.schema: SchemaStatus | None = None
+        """As it was found when the database was opened last."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the database open until cancelled.
+
+        Raises:
+            Unavailable: PostgreSQL is away, or has gone.
+            Misconfigured: it refuses us, or its schema is not ours; the text has the command that helps.
+        """
+        reason = "bloomd is stopping, or its database service is"
+        try:
+            self._open(await self.prepare(self._settings()))
+            task_status.started()
+            while True:
+                self._taken = trio.Event()
+                await self._watch(self._settings())
+        except (Unavailable, Misconfigured) as error:
+            reason = one_line(error)
+            raise
+        finally:
+            self._database.close(reason)
+            pool, self._pool = self._pool, None
+            if pool:
+                with trio.CancelScope(shield=True):  # closes what is idle: nothing to wait for
+                    await pool.close()
+
+    async def prepare(self, settings: model.Database) -> Pool:
+        """A pool for these settings, to a database that answers and has our schema.
+
+        Raises:
+            Unavailable: it does not answer.
+            Misconfigured: it refuses us, or its schema is not ours.
+        """
+        pool = Pool(
+            settings.url,
+            size=settings.pool_size,
+            connect_timeout=settings.connect_timeout,
+            statement_timeout=settings.statement_timeout,
+        )
+        try:
+            async with pool.connection() as connection:
+                if self._auto_migrate:
+                    await migrate(connection, MIGRATIONS, report=_report)
+                self.schema = await status(connection, MIGRATIONS)
+            _check(self.schema)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await pool.close()
+            raise
+        return pool
+
+    def take(self, pool: Pool) -> Pool | None:
+        """Use this pool from now on; the one that was in use until now, for the caller to close, or to take again."""
+        before, self._pool = self._pool, pool
+        self._database.open(pool)
+        self._taken.set()
+        return before
+
+    def _open(self, pool: Pool) -> None:
+        self._pool = pool
+        self._database.open(pool)
+
+    async def _watch(self, settings: model.Database) -> None:
+        """Return when another pool was taken; raise when the server is gone."""
+        with translated():
+            connection = await Connection.connect(settings.url, connect_timeout=settings.connect_timeout)
+            try:
+                while not self._taken.is_set():
+                    with trio.fail_after(WATCH_TIMEOUT):
+                        await connection.execute("SELECT 1")
+                    with trio.move_on_after(WATCH_INTERVAL):
+                        await self._taken.wait()
+            except trio.TooSlowError:
+                raise Unavailable(f"PostgreSQL has not answered for {WATCH_TIMEOUT:.0f} s") from None
+            finally:
+                with trio.CancelScope(shield=True):
+                    await connection.close()
+
+
+def _check(schema: SchemaStatus) -> None:
+    if schema.newer:
+        raise Misconfigured(
+            f"the database has schema {schema.current}, newer than this bloomd knows ({schema.latest}); "
+            "run the bloomd that made it, or a newer one"
+        )
+    if schema.pending:
+        raise Misconfigured(
+            f"the database has schema {schema.current or 'none'} and this bloomd needs {schema.latest}; "
+            "run `bloomd migrate`, then `bloomd-ctl restart database`"
+        )
+
+
+def _report(line: str) -> None:
+    log.warning("database adopted", change=line)
