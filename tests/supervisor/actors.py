@@ -27,6 +27,7 @@ class Actor:
     """How long it takes to finish once it was asked to."""
     began: list[float] = field(default_factory=list[float])
     alive: bool = False
+    usable: bool = False
     _crash: trio.Event = field(default_factory=trio.Event)
     _asked: trio.Event = field(default_factory=trio.Event)
     _raise: Exception | None = None
@@ -41,6 +42,7 @@ class Actor:
             await trio.sleep(self.start_seconds)
             if self.before:
                 raise self.before
+            self.usable = True
             task_status.started()
             if self.during:
                 raise self.during
@@ -51,7 +53,7 @@ class Actor:
                 nursery.cancel_scope.cancel()
             self.story.append(f"{self.name} finishes")
         finally:
-            self.alive = False
+            self.alive = self.usable = False
             self.story.append(f"{self.name} ends")
 
     def crash(self, error: Exception) -> None:
