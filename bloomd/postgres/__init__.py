@@ -25,6 +25,7 @@ What holds, whatever is cancelled, killed or frozen:
 from bloomd.postgres.connection import Connection
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.errors import translated
+from bloomd.postgres.listen import listen
 from bloomd.postgres.pool import Pool, PoolStats
 
-__all__ = ["Connection", "Embedded", "Pool", "PoolStats", "translated"]
+__all__ = ["Connection", "Embedded", "Pool", "PoolStats", "listen", "translated"]

@@ -198,6 +198,12 @@ class Connection(psycopg.AsyncConnection[Row]):
         finally:
             self.lock.release()
 
+    async def clean_up(self, *commands: str) -> None:
+        """Run commands that give the session back as it was, also when cancelled. A closed connection needs none."""
+        for command in commands:
+            if not self.closed:
+                await self.conclude(self._exec_command(command.encode()))
+
     def _operation(self, gen: PQGen[T]) -> Operation[T]:
         self._check_connection_ok()
         return Operation(gen, self.pgconn.socket, self._turn, lambda: self._closed)
@@ -253,6 +259,19 @@ class Connection(psycopg.AsyncConnection[Row]):
             while backlog:
                 received += 1
                 yield backlog.popleft()
+
+    async def ping(self, timeout: float) -> None:
+        """Make sure that the server still answers; close the connection when it does not.
+
+        Raises:
+            psycopg.OperationalError: no answer within `timeout` seconds.
+        """
+        try:
+            async with self.lock:
+                await self.wait(self._exec_command(b"SELECT 1"), timeout=timeout)
+        except _WaitTimeout:
+            self.abandon()
+            raise psycopg.OperationalError(f"the server did not answer within {timeout:g} s") from None
 
     async def close(self) -> None:
         """Close the connection, also while another task waits for its answer: that task gets an OperationalError.
