@@ -29,6 +29,13 @@ VARIABLES: Mapping[str, str] = {
     "NODE_ENV": "log.format",
 }
 
+# What some of them mean beyond the value of that key.
+MEANINGS: Mapping[str, str] = {
+    "PORT": "this port in the place of all TCP addresses; on all interfaces with a key, on loopback without one",
+    "MINIO_PORT": "the port of MINIO_ENDPOINT",
+    "NODE_ENV": "`production` means `json`",
+}
+
 
 def known(environ: Mapping[str, str], env_file: Mapping[str, Variable]) -> dict[str, Variable]:
     """The variables that mean something here: the process's own before the file's; an empty one is not set."""

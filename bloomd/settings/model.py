@@ -54,7 +54,9 @@ class Http(Section, frozen=True):
     api_key: Annotated[
         str | None, Meta(description="The key that clients send. Without one, authentication is off.")
     ] = None
-    api_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `api_key`.")] = None
+    api_key_file: Annotated[
+        str | None, Meta(description="A file that holds the key, instead of `api_key`, such as /etc/bloomd/api.key.")
+    ] = None
     allow_unauthenticated: Annotated[
         bool,
         Meta(description="Serve without a key beyond loopback: whoever reaches the port may do everything."),

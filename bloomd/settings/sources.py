@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bloomd.settings import check, env_file, environment, stored
+from bloomd.settings import check, env_file, environment
 from bloomd.settings.files import Unreadable, read_text
 from bloomd.settings.keys import KEYS, build
 from bloomd.settings.layers import Entry, Layer, beside, overlay, read_secret_files, told
 from bloomd.settings.model import Settings
 from bloomd.settings.problems import DEFAULT, Problem, SettingsError, Source
+from bloomd.settings.stored import lay_over
 from bloomd.settings.yaml_source import read_yaml
 
 # URLs are kept without a slash at their end, so that paths can be appended.
@@ -123,6 +124,6 @@ def _unread(problems: list[Problem]) -> set[str]:
 
 
 def _assemble(base: Layer, rows: Mapping[str, str]) -> Loaded:
-    layer, warnings = stored.lay_over(base, rows)
+    layer, warnings = lay_over(base, rows)
     settings = _settings(layer)
     return Loaded(settings, _sources(layer), (*check.warnings(settings), *warnings), base)
