@@ -107,8 +107,8 @@ def _text(options: Namespace, answer: Any) -> str:
         return json.dumps(answer, indent=None if options.follow else 2)
     terminal = sys.stdout.isatty()
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    width = min(os.get_terminal_size(sys.stdout.fileno()).columns, MAX_WIDTH) if terminal else MAX_WIDTH
-    look = render.Look(time.time(), width, colour)
+    columns = os.get_terminal_size(sys.stdout.fileno()).columns if terminal else 0  # a serial line does not know: 0
+    look = render.Look(time.time(), min(columns or MAX_WIDTH, MAX_WIDTH), colour)
     text = "\n".join(options.show(render.printable(answer), look))
     return text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)  # some locales have few letters
 

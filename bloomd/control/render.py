@@ -179,13 +179,13 @@ def _service_rows(services: Iterable[Service], look: Look, indent: str = "  ") -
 
 def _service_detail(service: Service) -> str:
     facts: list[str] = []
-    if service["by_hand"]:
-        facts.append("by hand")
     if service["retry_in"] is not None:
         facts.append(f"retry in {duration(service['retry_in'])}")
     if service["restarts"]:
         facts.append(_count(service["restarts"], "restart"))
-    if service["state"] != "running":
+    if service["by_hand"]:
+        facts.append("stopped by hand")
+    elif service["state"] != "running":
         facts.append(service["last_error"] or service["cause"])
     elif service["last_error"] and service["restarts"]:
         facts.append(f"last error: {service['last_error']}")
@@ -200,7 +200,8 @@ def _probe_rows(probes: list[Probe], look: Look, indent: str = "  ") -> Iterator
             continue
         last_ok = "never ok" if probe["last_ok"] is None else f"ok {look.ago(probe['last_ok'])}"
         detail = f"{_count(probe['failures'], 'failure')} in a row: {probe['error']}" if probe["failures"] else ""
-        p50, p99 = f"p50 {_milliseconds(probe['p50_ms'])}", f"p99 {_milliseconds(probe['p99_ms'])}"
+        p50 = "" if probe["p50_ms"] is None else f"p50 {_milliseconds(probe['p50_ms'])}"
+        p99 = "" if probe["p99_ms"] is None else f"p99 {_milliseconds(probe['p99_ms'])}"
         rows.append([probe["name"], probe["state"], last_ok, p50, p99, detail])
     yield from _table(rows, look, indent=indent)
 
@@ -245,8 +246,8 @@ def _process(process: Process, look: Look) -> Iterator[str]:
     )
     yield from _section(
         f"{process['rss_bytes'] / 2**20:.0f} MiB, {process['open_files']} of {process['open_files_limit']} open files,"
-        f" loop lag {_milliseconds(process['loop_lag_ms'])},"
-        f" at worst {_milliseconds(process['loop_lag_worst_ms'])} in the last minute",
+        f" loop lag {_milliseconds(process['loop_lag_ms'])}"
+        f" (worst {_milliseconds(process['loop_lag_worst_ms'])})",
         look,
         label=" ",
     )
@@ -295,7 +296,5 @@ def _count(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def _milliseconds(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _milliseconds(value: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"

@@ -1,0 +1,165 @@
+import time
+
+import pytest
+from control_answers import BAD, GOOD, NOW, probe, service
+
+from bloomd.control import render
+from bloomd.control.render import Look, duration, printable
+
+
+def lines(show, answer, **look) -> list[str]:
+    return list(show(printable(answer), Look(NOW, **look)))
+
+
+def test_a_good_status() -> None:
+    assert lines(render.status, GOOD, width=80) == [
+        "ok",
+        "notice    authentication is off",
+        "",
+        "services",
+        "  control     running  3 h",
+        "  http        running  3 h",
+        "  probes      running  3 h",
+        "    postgres  running  3 h",
+        "  database    running  3 h  1 restart, last error: the server closed the",
+        "                            connection",
+        "  sync        running  3 h",
+        "",
+        "probes",
+        "  postgres  up        ok 3 s ago  p50 1.2 ms  p99 15 ms",
+        "  minio     disabled",
+        "",
+        "queue     12 queued, 3 running, 100 completed, oldest queued for 1 min, 3 active",
+        "          leases, 0 rescued in the last hour",
+        "workers   3 of 4 online, 3 of 12 places taken",
+        "sync      succeeded 4 s ago, 4 agents",
+        "process   pid 4711, up 3 h, version 0.1.0, schema 3, node alpha",
+        "          88 MiB, 31 of 1024 open files, loop lag 0.3 ms (worst 12 ms)",
+    ]
+
+
+def test_a_bad_status_says_what_is_unknown_and_what_to_try() -> None:
+    assert lines(render.status, BAD, width=100) == [
+        "down: PostgreSQL is away; sync is waiting",
+        "",
+        "services",
+        "  http           running  3 h",
+        "  database       waiting  2 min  retry in 4 s, 2 restarts, connection to 127.0.0.1:5432 failed:",
+        "                                 Connection refused. Is the server running on that host and",
+        "                                 accepting TCP/IP connections?",
+        "  notifications  waiting  2 min  waits for database",
+        "  sync           stopped  10 s   stopped by hand",
+        "",
+        "probes",
+        "  postgres  down     ok 2 min ago  p50 1.2 ms  p99 15 ms  13 failures in a row: �[2Jconnection",
+        "                                                          refused",
+        "  minio     unknown  never ok",
+        "",
+        "queue     unknown (PostgreSQL is away)",
+        "workers   unknown (PostgreSQL is away)",
+        "sync      never succeeded, 1 failure in a row: HTTP 500",
+        "process   pid 4711, up 3 h, version 0.1.0, schema unknown, node alpha",
+        "          88 MiB, 31 of 1024 open files, loop lag 0.3 ms (worst 12 ms)",
+        "reload    failed 1 min ago: bloomd.yaml:3:1: unknown key `htpp`",
+        "",
+        "try next  bloomd-ctl restart database",
+    ]
+
+
+@pytest.mark.parametrize("answer", [GOOD, BAD])
+@pytest.mark.parametrize("width", [80, 90, 100])
+def test_it_fits(answer: dict, width: int) -> None:
+    assert max(map(len, lines(render.status, answer, width=width))) <= width
+
+
+def test_colour_marks_words_and_moves_no_column() -> None:
+    plain, coloured = lines(render.status, BAD), lines(render.status, BAD, colour=True)
+    assert coloured[0].startswith("\x1b[31mdown\x1b[0m")
+    assert any("\x1b[32mrunning\x1b[0m" in line for line in coloured)
+    without = [line.replace("\x1b[0m", "") for line in coloured]
+    for code in ("\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[2m"):
+        without = [line.replace(code, "") for line in without]
+    assert without == plain
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0 s"), (0.4, "0 s"), (3, "3 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"),
+        (47.9 * 3600, "47 h"), (48 * 3600, "2 d"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_an_empty_queue_and_no_control_plane() -> None:
+    queue = {"by_status": {}, "oldest_queued_seconds": None, "active_leases": 1, "rescued_last_hour": 2}
+    text = "\n".join(lines(render.status, GOOD | {"queue": queue, "sync": GOOD["sync"] | {"configured": False}}))
+    assert "queue     empty, 1 active lease, 2 rescued in the last hour" in text
+    assert "sync      not configured" in text
+
+
+def test_services_and_probes_alone_have_their_whole_names() -> None:
+    assert lines(render.services, {"services": [service("probes/minio")]}) == ["probes/minio  running  3 h"]
+    assert lines(render.probes, {"probes": [probe("minio")]}) == ["minio  up  ok 3 s ago  p50 1.2 ms  p99 15 ms"]
+
+
+def test_config() -> None:
+    settings = [
+        {"key": "http.bind", "value": ["127.0.0.1:5000", ":80"], "source": "file", "where": "bloomd.yaml:3:7"},
+        {"key": "minio.secure", "value": False, "source": "default", "where": None},
+        {"key": "membridge.server_url", "value": None, "source": "default", "where": None},
+    ]
+    assert lines(render.config, {"settings": settings, "warnings": ["http.api_key is short"]}) == [
+        "http.bind             127.0.0.1:5000, :80  file (bloomd.yaml:3:7)",
+        "minio.secure          false                default",
+        "membridge.server_url  -                    default",
+        "warning   http.api_key is short",
+    ]
+
+
+def test_reload() -> None:
+    nothing = {"ok": True, "changes": [], "restarted": [], "needs_restart": [], "retried": [], "errors": []}
+    assert lines(render.reload, nothing | {"result": "unchanged", "retried": ["sync"]}) == [
+        "unchanged",
+        "tried again: sync",
+    ]
+    done = {
+        "result": "reloaded",
+        "changes": [
+            {"key": "log.level", "old": "info", "new": "debug"},
+            {"key": "control.group", "old": None, "new": "x"},
+        ],
+        "restarted": ["sync", "probes"],
+        "needs_restart": ["control.group"],
+    }  # fmt: skip
+    assert lines(render.reload, nothing | done) == [
+        "ok: the new settings are in force",
+        "  log.level      info -> debug",
+        "  control.group  - -> x",
+        "restarted: sync, probes",
+        "in force after a restart of bloomd only: control.group",
+    ]
+    failed = {"ok": False, "result": "failed", "errors": ["bloomd.yaml:3:1: unknown key `htpp`"]}
+    assert lines(render.reload, nothing | failed) == [
+        "failed: the old settings stay in force",
+        "bloomd.yaml:3:1: unknown key `htpp`",
+    ]
+
+
+def test_one_line_answers() -> None:
+    assert lines(render.sync, {"agents": 1, "added": 1, "changed": 0, "offline": 2, "seconds": 0.25}) == [
+        "1 agent: 1 added, 0 changed, 2 offline, in 250 ms"
+    ]
+    assert lines(render.version, {"version": "0.1.0", "python": "3.11.7", "schema": None}) == [
+        "bloomd 0.1.0, Python 3.11.7, schema unknown (PostgreSQL is away)"
+    ]
+    assert lines(render.ping, {"pong": True, "pid": 7, "loop_lag_ms": 0.04, "round_trip_ms": 1.5}) == [
+        "pong from pid 7 in 1.5 ms, loop lag 0.0 ms"
+    ]
+    assert lines(render.log_level, {"level": "debug"}) == ["log level: debug"]
+
+
+def test_ages_are_told_by_the_clock() -> None:
+    assert Look(time.time()).ago(time.time() - 61) == "1 min ago"

@@ -1,0 +1,264 @@
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from control_answers import BAD, GOOD, service
+
+from bloomd.control.codes import NOT_PERMITTED
+from bloomd.control.listener import bind, unbind
+from bloomd.control.server import Call, ControlError, ControlServer, Method
+from bloomd.ctl import DEFAULT_SOCKET
+
+CTL = [sys.executable, "-m", "bloomd.ctl"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "BLOOMD_SOCKET")}
+
+RELOAD = {
+    "ok": True, "result": "unchanged", "changes": [], "restarted": [], "needs_restart": [], "retried": [], "errors": [],
+}  # fmt: skip
+
+
+class Anything(msgspec.Struct):
+    name: str | None = None
+    level: str | None = None
+
+
+class Canned:
+    """A daemon that gives the answers that it is told to give, and notes what it was asked."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.asked: list[tuple[str, str | None]] = []
+        self.answers: dict[str, Any] = {
+            "ping": {"pong": True, "pid": 4711, "loop_lag_ms": 0.2},
+            "version": {"version": "0.1.0", "python": "3.11.7", "schema": 3},
+            "status": GOOD,
+            "config": {"settings": [], "warnings": []},
+            "reload": RELOAD,
+            "restart": {"services": [service("sync")]},
+            "start": {"services": [service("sync", state="failed", last_error="no such host")]},
+            "stop": {"services": [service("sync", state="stopped")]},
+            "probe": {"probes": []},
+            "sync": {"agents": 3, "added": 0, "changed": 1, "offline": 2, "seconds": 0.1},
+            "log.level": {"level": "info"},
+        }
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        listener = bind(self.path, "no-such-group")
+        methods = [Method(name, self._answering(name), Anything) for name in self.answers]
+        try:
+            server = ControlServer(methods, group="no-such-group", audit=lambda *_: None)
+            await server.serve(listener.socket, task_status=task_status)
+        finally:
+            unbind(listener)
+
+    def _answering(self, name: str) -> Any:
+        async def answer(params: Anything, call: Call) -> object:
+            self.asked.append((name, params.name or params.level))
+            if isinstance(self.answers[name], Exception):
+                raise self.answers[name]
+            return self.answers[name]
+
+        return answer
+
+    async def ctl(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return await ctl(*arguments, BLOOMD_SOCKET=self.path, **environment)
+
+
+async def ctl(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    done = await trio.run_process(
+        [*CTL, *arguments], capture_stdout=True, capture_stderr=True, check=False, env=ENVIRONMENT | environment
+    )
+    return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+async def canned(path: str, nursery: trio.Nursery) -> Canned:
+    daemon = Canned(path)
+    await nursery.start(daemon.serve)
+    return daemon
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("ok", 0), ("degraded", 1), ("down", 2)]
+)  # fmt: skip
+async def test_the_verdict_is_the_exit_code_and_the_first_line(canned: Canned, verdict: str, code: int) -> None:
+    canned.answers["status"] = GOOD | {"verdict": verdict, "reasons": ["sync is waiting"]}
+    done = await canned.ctl("status")
+    assert done.returncode == code
+    assert done.stdout.splitlines()[0] == f"{verdict}: sync is waiting"
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+async def test_json_is_what_the_daemon_said(canned: Canned) -> None:
+    canned.answers["status"] = BAD
+    for arguments in (("-o", "json", "status"), ("status", "-o", "json")):
+        done = await canned.ctl(*arguments)
+        assert done.returncode == 2
+        assert json.loads(done.stdout) == BAD
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "code", "words"),
+    [
+        (["ping"], ("ping", None), 0, "pong from pid 4711 in "),
+        (["version"], ("version", None), 0, "bloomd 0.1.0, Python 3.11.7, schema 3"),
+        (["config"], ("config", None), 0, ""),
+        (["reload"], ("reload", None), 0, "unchanged"),
+        (["restart", "sync"], ("restart", "sync"), 0, "sync  running"),
+        (["start", "sync"], ("start", "sync"), 1, "no such host"),
+        (["stop", "sync"], ("stop", "sync"), 0, "sync  stopped"),
+        (["probe"], ("probe", None), 0, ""),
+        (["probe", "minio"], ("probe", "minio"), 0, ""),
+        (["sync"], ("sync", None), 0, "3 agents: 0 added, 1 changed, 2 offline"),
+        (["log-level"], ("log.level", None), 0, "log level: info"),
+        (["log-level", "debug"], ("log.level", "debug"), 0, "log level: info"),
+    ],
+)
+async def test_every_command_asks_what_it_says(
+    canned: Canned, arguments: list[str], asked: tuple[str, str | None], code: int, words: str
+) -> None:
+    done = await canned.ctl(*arguments)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert words in done.stdout
+    assert canned.asked == [asked]
+
+
+async def test_failures_have_their_exit_codes(canned: Canned) -> None:
+    canned.answers["reload"] = RELOAD | {"ok": False, "result": "failed", "errors": ["bloomd.yaml:3:1: unknown key"]}
+    done = await canned.ctl("reload")
+    assert done.returncode == 1
+    assert "bloomd.yaml:3:1: unknown key" in done.stdout
+
+    canned.answers["restart"] = ControlError("there is no service snyc")
+    done = await canned.ctl("restart", "snyc")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "bloomd-ctl: there is no service snyc\n")
+
+    canned.answers["restart"] = ControlError("members of the group bloomd-admin may", NOT_PERMITTED)
+    done = await canned.ctl("restart", "sync")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "bloomd-admin" in done.stderr
+
+
+async def test_no_daemon(path: str) -> None:
+    for arguments in (("-s", path, "status"), ("status", "-s", path), ("-s", path, "-o", "json", "ping")):
+        done = await ctl(*arguments, BLOOMD_SOCKET="/nowhere")
+        assert (done.returncode, done.stdout) == (3, "")
+        assert (
+            done.stderr == f"bloomd-ctl: there is no socket {path}: is bloomd running, and with this control.socket?\n"
+        )
+
+
+@pytest.mark.skipif(os.path.exists(DEFAULT_SOCKET), reason="a bloomd runs on this machine")
+async def test_without_anything_said_the_default_socket_is_asked() -> None:
+    done = await ctl("ping", BLOOMD_SOCKET="")
+    assert done.returncode == 3
+    assert DEFAULT_SOCKET in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["stat"], ["restart"], ["status", "extra"], ["log-level", "loud"], ["-o", "yaml", "status"]]
+)
+async def test_wrong_usage(arguments: list[str]) -> None:
+    done = await ctl(*arguments)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("usage: bloomd-ctl ")
+
+
+async def test_help_has_an_example_for_every_command() -> None:
+    done = await ctl("--help")
+    assert done.returncode == 0
+    commands = [
+        "status",
+        "ping",
+        "version",
+        "config",
+        "reload",
+        "restart",
+        "start",
+        "stop",
+        "probe",
+        "sync",
+        "log-level",
+    ]
+    for command in commands:
+        assert f"\n  bloomd-ctl {command}" in done.stdout
+    done = await ctl("restart", "--help")
+    assert "example: bloomd-ctl restart sync" in done.stdout
+
+
+async def on_a_terminal(canned: Canned, *arguments: str, **environment: str) -> str:
+    ours, theirs = pty.openpty()
+    try:
+        env = ENVIRONMENT | {"BLOOMD_SOCKET": canned.path, "TERM": "xterm"} | environment
+        try:
+            await trio.run_process([*CTL, *arguments], stdout=theirs, env=env)
+        finally:
+            os.close(theirs)
+        return os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+
+
+async def test_colours_on_a_terminal_only_and_never_with_no_color(canned: Canned) -> None:
+    text = await on_a_terminal(canned, "status")
+    assert text.startswith("\x1b[32mok\x1b[0m")
+    for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        text = await on_a_terminal(canned, "status", **environment)
+        assert text.startswith("ok\r\n")
+        assert "\x1b" not in text
+
+
+async def test_text_that_the_locale_cannot_write_is_told_all_the_same(canned: Canned) -> None:
+    canned.answers["status"] = GOOD | {
+        "verdict": "down",
+        "reasons": ["läuft nicht"],
+    }
+    done = await canned.ctl("status", PYTHONIOENCODING="ascii")
+    assert done.stdout.splitlines()[0] == "down: l?uft nicht"
+
+
+async def test_a_reader_that_has_seen_enough_is_no_error(canned: Canned) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = await trio.run_process(
+            [*CTL, "-s", canned.path, "status"], stdout=writing, capture_stderr=True, check=False, env=ENVIRONMENT
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+async def test_following_draws_until_interrupted_also_across_a_restart(path: str, nursery: trio.Nursery) -> None:
+    follow = partial(trio.run_process, [*CTL, "-s", path, "-o", "json", "status", "-w"], env=ENVIRONMENT)
+    process: trio.Process = await nursery.start(partial(follow, stdout=subprocess.PIPE))
+    with trio.fail_after(20):
+        assert "there is no socket" in (await next_line(process))["error"]
+        await nursery.start(Canned(path).serve)
+        assert await next_line(process) == GOOD
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+
+
+async def next_line(process: trio.Process) -> Any:
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await process.stdout.receive_some()
+    return json.loads(line)
+
+
+def test_it_imports_no_more_than_it_needs() -> None:
+    code = "import sys, bloomd.ctl; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unwanted = {"trio", "msgspec", "structlog", "typing", "asyncio", "dataclasses", "inspect", "bloomd.errors"}
+    assert not unwanted & set(done.stdout.split())
