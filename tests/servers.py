@@ -124,11 +124,13 @@ class PostgresServer:
         with psycopg.connect(self.conninfo(dbname), autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def create_database(self) -> str:
-        """A fresh, empty database; its connection string."""
+    def create_database(self, template: str | None = None) -> str:
+        """A fresh database, empty or a copy of the one with this connection string; its connection string."""
         name = f"test{next(self._numbers)}"
+        original = str(conninfo_to_dict(template)["dbname"]) if template else "template1"
         with psycopg.connect(self.conninfo(), autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(original)))
         return self.conninfo(name)
 
     def drop_database(self, conninfo: str) -> None:

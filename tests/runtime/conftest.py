@@ -1,0 +1,93 @@
+"""A database with our schema, and what makes tests of the rules short."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+from servers import PostgresServer
+
+from bloomd.postgres import Pool
+from bloomd.postgres.migrate import migrate
+from bloomd.runtime import tasks, workers
+from bloomd.runtime.database import Database
+from bloomd.runtime.model import NewTask, NewWorker, Task, Worker
+from bloomd.runtime.schema import MIGRATIONS
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres_server: PostgresServer) -> str:
+    """A database with our schema and nothing in it: the template of all others."""
+    conninfo = postgres_server.create_database()
+
+    async def bring_up() -> None:
+        async with Pool(conninfo, size=1) as pool, pool.connection() as connection:
+            await migrate(connection, MIGRATIONS, report=lambda line: pytest.fail(f"an empty database: {line}"))
+
+    trio.run(bring_up)
+    return conninfo
+
+
+@pytest.fixture
+def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
+    copy = postgres_server.create_database(template=migrated)
+    yield copy
+    postgres_server.drop_database(copy)
+
+
+@pytest.fixture
+async def db(conninfo: str) -> AsyncIterator[Database]:
+    async with Pool(conninfo, size=20) as pool:
+        database = Database()
+        database.open(pool)
+        yield database
+
+
+@pytest.fixture
+def sql(conninfo: str) -> Callable[..., list[tuple[Any, ...]]]:
+    """Run a statement as somebody with psql would."""
+
+    def run(statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    return run
+
+
+@pytest.fixture
+def new_task(db: Database) -> Callable[..., Awaitable[Task]]:
+    async def create(prompt: str = "Say hello", **fields: Any) -> Task:
+        [created] = await tasks.create(db, [NewTask(prompt=prompt, **fields)], actor="test")
+        return created.task
+
+    return create
+
+
+@pytest.fixture
+def new_worker(db: Database) -> Callable[..., Awaitable[Worker]]:
+    async def register(name: str = "w1", *, max_concurrency: int = 1, **fields: Any) -> Worker:
+        labels = fields.pop("labels", [])
+        registered = await workers.register(
+            db,
+            NewWorker(name=name, **fields),
+            capabilities={"claude_cli": True, "max_concurrency": max_concurrency, "labels": labels},
+            actor="test",
+        )
+        return registered.worker
+
+    return register
+
+
+@pytest.fixture
+def shift_clock(sql: Callable[..., Any]) -> Callable[[int], None]:
+    """Move the database's clock, by milliseconds from the real time."""
+
+    def shift(by_ms: int) -> None:
+        sql(
+            "CREATE OR REPLACE FUNCTION bloom_now_ms() RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE AS "
+            f"$$ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + {by_ms}::bigint $$"
+        )
+
+    return shift
