@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _follow(options) if options.follow else _once(options)
         sys.stdout.flush()
     except ControlFailure as failure:
-        print(f"bloomd-ctl: {failure}", file=sys.stderr)
+        print(f"bloomd-ctl: {render.printable(str(failure))}", file=sys.stderr)
         return _code_of(failure)
     except BrokenPipeError:  # `| head` has seen enough; the interpreter must not find that out again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,10 +81,9 @@ def _follow(options: Namespace) -> int:
                 answer = _call(options)
                 text, code = _text(options, answer), options.judge(answer)
             except CannotReach as failure:
-                text, code = (
-                    json.dumps({"error": str(failure)}) if options.output == "json" else str(failure),
-                    CANNOT_REACH,
-                )
+                text, code = str(failure), CANNOT_REACH
+                if options.output == "json":
+                    text = json.dumps({"error": text})
             print(clear + text, flush=True)
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:

@@ -2,6 +2,6 @@
 
 `protocol` is the language and touches no socket; `listener` makes and removes the socket file; `peer` tells who is at
 the other end; `connection` serves one client and `server` all of them; `methods` is what bloomd can be asked.
-`client` and `render` belong to `bloomd-ctl` and import nothing but the standard library; `answers` is the shape of what
-travels between the two sides.
+`client` and `render` belong to `bloomd-ctl` and import nothing but the standard library; `answers` and `codes` are what
+both sides agree on.
 """

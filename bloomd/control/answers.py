@@ -1,6 +1,6 @@
 """What the methods answer, as `bloomd-ctl` reads it and `bloomd-ctl -o json` prints it.
 
-Types only: nothing here exists at run time, so a client pays nothing for it. Times are seconds since the epoch, null
+Types only: plain dictionaries at run time, so that the client, which starts often, need not import them. Times are seconds since the epoch, null
 where something has not happened yet. New keys may come at any time; a change of what a key means raises `schema`.
 """
 

@@ -10,8 +10,8 @@ Both queues are bounded. A client that asks faster than it is answered is read n
 does not read what it is sent is dropped, at once when a notification finds the queue full (whoever publishes is never
 held up), else when one line could not be written in `WRITE_SECONDS`.
 
-A client that goes away cancels the call that runs for it. One that only says that it will ask no more (`... | nc -U`)
-still gets its answers.
+A client that goes away cancels the call that runs for it (with a full queue of requests that is noticed only when an
+answer cannot be written). One that only says that it will ask no more (`... | nc -U`) still gets its answers.
 """
 
 import math
@@ -32,8 +32,9 @@ LINE_SECONDS = 10.0
 WRITE_SECONDS = 10.0
 # Lines that may wait to be written: more than the supervisor publishes in one go when everything is restarted.
 UNSENT_LINES = 256
-# Requests that may wait for their turn, so that a client need not wait for one answer before it sends the next.
-UNANSWERED_REQUESTS = 16
+# Requests that may wait for their turn, so that a client need not wait for one answer before it sends the next. They
+# are few, because each may have come in a line of a mebibyte.
+UNANSWERED_REQUESTS = 4
 # Nothing wakes us when a half-closed connection is closed for good, so it is looked at.
 HANGUP_POLL_SECONDS = 0.5
 

@@ -39,7 +39,7 @@ from msgspec import UNSET, UnsetType
 
 from bloomd.control.codes import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
 
-# A hundred times the longest request there is, and little enough that 64 clients cannot fill the memory with lines.
+# A hundred times the longest request there is, and little enough to hold one for each of 64 clients.
 MAX_LINE = 1 << 20
 
 Id = str | int | float | None

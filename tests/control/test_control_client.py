@@ -1,4 +1,8 @@
+import grp
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +15,10 @@ from control_daemon import Daemon
 
 from bloomd.control.client import CannotReach, Client, Failed, NotPermitted
 from bloomd.control.codes import METHOD_NOT_FOUND
+from bloomd.control.listener import bind, unbind
 from bloomd.control.server import MAX_CLIENTS
+
+GROUP = grp.getgrall()[-1].gr_name
 
 
 async def in_thread(path: str, use: Any, timeout: float = 10.0) -> Any:
@@ -106,3 +113,25 @@ def test_a_refusal_that_comes_before_the_question_is_read(path: str) -> None:
     refusal = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"not you"}}\n'
     with peer_that_answers(path, refusal), pytest.raises(NotPermitted, match="not you"), Client(path) as client:
         client.call("ping", padding="x" * 1_000_000)
+
+
+# Becomes somebody else only when everything is imported: others may not be able to read the interpreter.
+CONNECT = """
+import grp, os, sys
+from bloomd.control.client import Client, NotPermitted
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    Client(sys.argv[1])
+except NotPermitted as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_open_the_socket_is_told_who_may(path: str) -> None:
+    listener = bind(path, GROUP)
+    done = subprocess.run([sys.executable, "-c", CONNECT, path], capture_output=True, text=True, check=True)
+    unbind(listener)
+    assert done.stdout == f"permission denied for {path}: members of the group {GROUP} and root may use it\n"
