@@ -1,7 +1,8 @@
 """What the methods answer, as `bloomd-ctl` reads it and `bloomd-ctl -o json` prints it.
 
-Types only: plain dictionaries at run time, so that the client, which starts often, need not import them. Times are seconds since the epoch, null
-where something has not happened yet. New keys may come at any time; a change of what a key means raises `schema`.
+Types only: they are plain dictionaries at run time, so that the client, which starts often, need not import them.
+Times are seconds since the epoch, null where something has not happened yet. New keys may come at any time; a change of
+what a key means raises `schema`.
 """
 
 from typing import Any, Literal, TypedDict
