@@ -1,0 +1,22 @@
+"""Programs that are not Python's and that some tests need: one rule for all of them.
+
+Missing on a developer's machine, such a program is a skip with its name in the list at the end; with CI=true it is a
+failure, so that no test is left out without anybody noticing.
+"""
+
+import os
+import shutil
+
+import pytest
+
+
+def require(tool: str) -> str:
+    """The path of this program. Without it, the test that asks is skipped, or fails under CI."""
+    # A developer's PATH often lacks the directories in which Debian keeps servers.
+    path = shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+    if path:
+        return path
+    reason = f"{tool} is not installed; .ci/run installs it"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
