@@ -6,7 +6,9 @@ from bloomd.errors import Unavailable
 from bloomd.membridge.client import Health, MembridgeClient
 from bloomd.settings.model import Membridge
 
-NOT_CONFIGURED = "no Membridge server is configured; set membridge.server_url, or save a URL on the page or by POST /config"
+NOT_CONFIGURED = (
+    "no Membridge server is configured; set membridge.server_url, or save a URL on the page or by POST /config"
+)
 
 
 class Link:
@@ -23,7 +25,7 @@ class Link:
     @property
     def health(self) -> Health:
         """How the calls of the current client went."""
-        return self._client.health if self._client else Health()
+        return self._client.calls if self._client else Health()
 
     def client(self) -> MembridgeClient:
         """The client for the settings in force.
