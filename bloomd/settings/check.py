@@ -88,9 +88,7 @@ def _beyond_loopback(bind: str) -> bool:
 
 @_rule("database.url")
 def _database_url(settings: Settings) -> Iterator[_Finding]:
-    try:
-        conninfo_to_dict(settings.database.url)
-    except (psycopg.Error, ValueError):  # their text repeats parts of the URL, and with them maybe the password
+    if not _is_conninfo(settings.database.url):
         text = (
             "PostgreSQL's library does not understand this; expected postgresql://user:password@host:5432/database"
             " or key=value pairs (in a URL, write @ as %40, / as %2F and % as %25 in the password)"
@@ -191,6 +189,19 @@ def _retry_delay(settings: Settings) -> Iterator[_Finding]:
 def _control_socket(settings: Settings) -> Iterator[_Finding]:
     if text := _complaint(check_socket_path, settings.control.socket):
         yield _Finding(("control.socket",), text)
+
+
+def _is_conninfo(url: str) -> bool:
+    try:
+        options = conninfo_to_dict(url)
+    except (psycopg.Error, ValueError):  # their text repeats parts of the URL, and with them maybe the password
+        return False
+    # libpq would take a password with an unescaped @ or / apart and look for a host or database named like its rest.
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    misread = scheme in ("postgres", "postgresql") and (authority.count("@") > 1 or "@" in path.partition("?")[0])
+    ports = str(options.get("port") or "").split(",")
+    return not misread and all(not port or (port.isascii() and port.isdecimal()) for port in ports)
 
 
 def _network_problem(text: str) -> str | None:

@@ -48,17 +48,18 @@ def lay_over(base: Layer, stored: Mapping[str, str]) -> tuple[Layer, list[str]]:
     wanted = _origin(_text(layer.get(_URL)))
     given = [(entry, bound) for entry, bound in candidates if entry is not None and entry.value is not None]
     key = next((entry for entry, bound in given if bound == wanted), None)
-    layer.pop(_KEY, None)
-    if key is not None:
-        layer[_KEY] = key
-    if key is None or key.source.kind == "database":
-        layer.pop(_KEY_FILE, None)
-    if key is None and given:
-        was = " and ".join(sorted({bound or "no usable URL" for _, bound in given}))
-        warnings.append(
-            f"membridge.admin_key is not sent to {wanted or 'any server'}: it was given for {was};"
-            " set the key for this server as well"
-        )
+    if given:
+        layer.pop(_KEY, None)
+        if key is None or key.source.kind == "database":
+            layer.pop(_KEY_FILE, None)
+        if key is not None:
+            layer[_KEY] = key
+        else:
+            was = " and ".join(sorted({bound or "no usable URL" for _, bound in given}))
+            warnings.append(
+                f"membridge.admin_key is not sent to {wanted or 'any server'}: it was given for {was};"
+                " set the key for this server as well"
+            )
     return layer, warnings
 
 

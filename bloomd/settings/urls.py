@@ -27,6 +27,8 @@ def http_url(url: str) -> str:
         raise ValueError("expected a URL without a user name and password; the key has a place of its own")
     if not host or port == 0 or not _HOST.fullmatch(host) or not _CHARACTERS.fullmatch(url):
         raise ValueError(problem)
+    if ("[" in parts.netloc) != (":" in host):  # brackets are for IPv6 addresses only
+        raise ValueError(problem)
     if "?" in url or "#" in url:
         raise ValueError("expected a URL that ends with its host, port or path: no `?` and no `#`")
     return url.rstrip("/")

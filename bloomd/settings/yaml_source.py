@@ -33,8 +33,8 @@ _TRUE = {"yes", "true", "on"}
 
 # A key that was misspelt looks like this; anything else in its place may be a secret and is not repeated.
 _KEY_LIKE = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
-# Quoted words in PyYAML's sentences, its own `<block end>` and single characters apart.
-_QUOTED = re.compile(r"""\s*(['"])[^<].+\1""")
+# Quoted words in PyYAML's sentences; not its own `<block end>`, escapes and single characters.
+_QUOTED = re.compile(r"""\s*(['"])[^<\\].+\1""")
 
 
 def read_yaml(path: Path) -> tuple[Layer, list[Problem], bool]:

@@ -1,0 +1,61 @@
+"""The example file and the list of keys: complete, and true."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bloomd.settings.document import example, man
+from bloomd.settings.environment import VARIABLES
+from bloomd.settings.keys import KEYS, SECTIONS
+
+EXAMPLE = Path(__file__).parents[2] / "bloomd.yaml.example"
+UNCOMMENTED = re.sub(r"(?m)^( *)#(?=[a-z_]+:)", r"\1", EXAMPLE.read_text())
+
+
+def test_the_file_is_what_the_model_says():
+    assert EXAMPLE.read_text() == example(), "run `make docs`"
+
+
+@pytest.mark.parametrize("text", [EXAMPLE.read_text(), UNCOMMENTED], ids=["as it is", "uncommented"])
+def test_it_loads_and_says_the_defaults(place, text):
+    assert place.load(text).settings == place.load("").settings
+
+
+def test_it_has_every_key(place):
+    sources = place.load(UNCOMMENTED).sources
+    assert {key for key, source in sources.items() if source.kind == "file"} == set(KEYS)
+
+
+@pytest.mark.parametrize("text", [example(), man()], ids=["example", "man"])
+def test_every_variable_and_description_is_there(text):
+    words = " ".join(re.sub(r"(?m)^ *# ", "", text).replace(r"\-", "-").split())
+    assert [name for name in VARIABLES if name not in words] == []
+    assert [
+        key.name for key in KEYS.values() if key.description.split("`")[0].split(" '")[0].split("'")[0] not in words
+    ] == []
+
+
+def test_the_list_of_the_manual_page():
+    text = man()
+    assert re.findall(r"(?m)^\.Ss (.*)$", text) == list(SECTIONS)
+    assert re.findall(r"(?m)^\.It Cm (.*)$", text) == [name.rpartition(".")[2] for name in KEYS]
+    assert text.count(".Bl") == text.count(".El") == len(SECTIONS) + 1
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
+def test_mandoc_finds_nothing_wrong_in_it():
+    page = f".Dd January 1, 2026\n.Dt BLOOMD.YAML 5\n.Os\n.Sh NAME\n.Nm bloomd.yaml\n.Nd x\n.Sh KEYS\n{man()}"
+    lint = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning"], input=page, text=True, capture_output=True, check=False
+    )
+    assert lint.stdout == ""
+
+
+def test_the_command():
+    run = [sys.executable, "-m", "bloomd.settings.document"]
+    assert subprocess.run([*run, "man"], text=True, capture_output=True, check=True).stdout == man()
+    assert "usage" in subprocess.run(run, text=True, capture_output=True, check=False).stderr
