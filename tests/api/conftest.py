@@ -1,0 +1,56 @@
+"""One real daemon for all tests of the API, on a database that each test finds empty."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from bloomd_process import Bloomd
+from servers import PostgresServer
+
+EMPTY = """
+TRUNCATE llm_tasks, leases, workers, runtime_artifacts, llm_results, audit_logs, runtime_settings
+"""
+
+
+@pytest.fixture(scope="session")
+def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
+    url = postgres_server.create_database()
+    bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, http__max_body_bytes=100_000)
+    bloomd.configure()
+    bloomd.migrate()
+    with bloomd:
+        yield bloomd
+        assert bloomd.stop() == 0
+
+
+@pytest.fixture
+def api(daemon: Bloomd) -> Iterator[httpx.Client]:
+    with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
+        connection.execute(EMPTY)
+    yield daemon.http
+
+
+@pytest.fixture
+def create(api: httpx.Client) -> Any:
+    """Queue a task."""
+
+    def create(**fields: Any) -> dict[str, Any]:
+        answer = api.post("/api/runtime/llm-tasks", json={"prompt": "Say hello", **fields})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    return create
+
+
+@pytest.fixture
+def register(api: httpx.Client) -> Any:
+    """Register a worker."""
+
+    def register(name: str = "w1", **fields: Any) -> dict[str, Any]:
+        answer = api.post("/api/runtime/workers", json={"name": name, **fields})
+        assert answer.status_code in (200, 201), answer.text
+        return answer.json()
+
+    return register

@@ -1,0 +1,163 @@
+"""Who is asking, decided from a request's scope alone."""
+
+import pytest
+import trio
+
+from bloomd.http.access import caller_of, client_of, guarded, may_read_metrics
+from bloomd.http.limits import Limiter
+from bloomd.http.problems import Problem
+from bloomd.settings.model import Http
+
+KEY = "correct-horse-battery"
+
+
+def scope(path="/api/runtime/stats", *, method="GET", client=("127.0.0.1", 4000), **headers):
+    encoded = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return {"type": "http", "method": method, "path": path, "headers": encoded, "client": client, "state": {}}
+
+
+async def ask(settings, **kwargs):
+    """The status of the answer (0: let through), and who it was."""
+    answers = []
+    asked = scope(**kwargs)
+
+    async def app(scope, receive, send):
+        answers.append(0)
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    await guarded(app, lambda: settings)(asked, None, send)
+    return answers[0], asked["state"].get("caller")
+
+
+WITH_KEY = Http(api_key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"x_runtime_api_key": KEY}, 0),
+        ({"authorization": f"Bearer {KEY}"}, 0),
+        ({"authorization": f"bearer   {KEY}"}, 0),
+        ({"authorization": f"Basic {KEY}"}, 401),
+        ({"x_runtime_api_key": KEY + "x"}, 401),
+        ({"x_runtime_api_key": "ключ".encode().decode("latin-1")}, 401),
+        ({"x_runtime_api_key": ""}, 401),
+    ],
+)
+async def test_the_key(headers, status):
+    assert (await ask(WITH_KEY, **headers))[0] == status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/runtime/Health",
+        "/api//runtime/health",
+        "/api/runtime/./health",
+        "/api/runtime/health/",
+        "/API/runtime/health",
+    ],
+)
+async def test_no_spelling_of_a_path_is_open(path):
+    assert (await ask(WITH_KEY, path=path))[0] == 401
+    assert (await ask(WITH_KEY, path="/api/runtime/health"))[0] == 0
+    assert (await ask(WITH_KEY, path="/api/runtime/health", method="POST"))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:5000", 0),
+        ("127.9.9.9", 0),
+        ("localhost:5000", 0),
+        ("LOCALHOST", 0),
+        ("[::1]:5000", 0),
+        ("bloom.example.org", 0),
+        ("evil.example.org", 403),
+        ("localhost.evil.example.org", 403),
+        ("127.0.0.1.evil.example.org", 403),
+        ("", 403),
+    ],
+)
+async def test_without_a_key_the_host_must_be_known(host, status):
+    settings = Http(allowed_hosts=("bloom.example.org",))
+    assert (await ask(settings, host=host))[0] == status
+    assert (await ask(Http(allowed_hosts=("*",)), host=host))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://localhost:5000", 0), ("http://localhost:3000", 403), ("https://evil.example.org", 403), ("null", 403)],
+)
+async def test_without_a_key_the_origin_must_be_our_own(origin, status):
+    assert (await ask(Http(), host="localhost:5000", origin=origin))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("client", "forwarded", "expected"),
+    [
+        (("10.1.1.1", 1), None, ("10.1.1.1", False, False)),
+        (("127.0.0.1", 1), "9.9.9.9", ("9.9.9.9", True, False)),
+        (("127.0.0.1", 1), "6.6.6.6, 9.9.9.9", ("9.9.9.9", True, False)),
+        (("127.0.0.1", 1), "9.9.9.9, 127.0.0.1", ("9.9.9.9", True, False)),
+        (("10.1.1.1", 1), "127.0.0.1", ("10.1.1.1", False, True)),
+        (None, "9.9.9.9", ("9.9.9.9", True, False)),
+        (None, None, ("unix:", False, False)),
+        (("127.0.0.1", 1), "garbage", ("127.0.0.1", False, True)),
+    ],
+)
+def test_the_client_behind_proxies(client, forwarded, expected):
+    headers = {"x_forwarded_for": forwarded} if forwarded else {}
+    assert client_of(scope(client=client, **headers), Http().trusted_proxies) == expected
+
+
+@pytest.mark.parametrize(
+    ("client", "forwarded", "open"),
+    [
+        (("127.0.0.1", 1), None, True),
+        (("::ffff:127.0.0.1", 1), None, True),
+        (("10.1.1.1", 1), None, False),
+        (("127.0.0.1", 1), "9.9.9.9", False),
+        (("10.1.1.1", 1), "127.0.0.1", False),
+        (None, None, False),
+        (None, "127.0.0.1", True),
+    ],
+)
+async def test_who_reads_metrics_without_the_key(client, forwarded, open):
+    headers = {"x_forwarded_for": forwarded} if forwarded else {}
+    status, caller = await ask(WITH_KEY, path="/metrics", client=client, **headers)
+    assert (status == 0) is open
+    if open:
+        assert may_read_metrics(caller, WITH_KEY.metrics_allow)
+
+
+async def test_the_caller_is_noted():
+    _, caller = await ask(WITH_KEY, x_runtime_api_key=KEY)
+    assert (caller.client, caller.actor, caller.authenticated) == ("127.0.0.1", "api-key", True)
+    assert caller_of({"state": {"caller": caller}}) == caller
+
+
+async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
+    import trio
+
+    limiter = Limiter(limit=2, seconds=60)
+    for _ in range(2):
+        limiter.spend("a")
+    limiter.spend("b")
+    with pytest.raises(Problem) as refused:
+        limiter.spend("a")
+    assert refused.value.status == 429
+    assert refused.value.headers["retry-after"] == "60"
+    await trio.sleep(60)
+    limiter.spend("a")
+
+
+async def test_guessing_is_limited_and_the_right_key_is_not():
+    for _ in range(30):
+        status, _ = await ask(WITH_KEY, client=("7.7.7.7", 1), x_runtime_api_key="guess")
+    assert status == 429
+    assert (await ask(WITH_KEY, client=("7.7.7.7", 1), x_runtime_api_key=KEY))[0] == 0
