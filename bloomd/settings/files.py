@@ -20,8 +20,7 @@ def read_text(path: Path) -> str:
     Raises Unreadable.
     """
     try:
-        # O_NONBLOCK: opening a named pipe without a writer would never return.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Unreadable("this is not a regular file")
             content = file.read(LARGEST + 1)
@@ -42,6 +41,11 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise Unreadable(f"it is not UTF-8 text (line {line}); save it in that encoding") from None
+
+
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: opening a named pipe that nobody writes to would never return.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _permit(path: Path) -> str:

@@ -91,8 +91,8 @@ def test_what_is_allowed(place, text):
     "url",
     [
         "s3cret", "mysql://u:s3cret@h/d", "postgresql://u:s3@cret@h/d", "postgresql://u:12/s3cret@h/d",
-        "postgresql://u:s3/cret@h/d", "postgresql://u:s3?cr@s3cret@h/d", "postgresql://u:s3%cret@h/d", "host=h s3cret=1",
-        "port=s3cret", "postgresql://[::1/d",
+        "postgresql://u:s3/cret@h/d", "postgresql://u:s3?cr@s3cret@h/d", "postgresql://u:s3%cret@h/d",
+        "host=h s3cret=1", "port=s3cret", "postgresql://[::1/d",
     ],
 )  # fmt: skip
 def test_what_is_no_database_url(place, url):

@@ -1,5 +1,6 @@
 """The YAML file: positions, suggestions, and all errors at once."""
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -147,14 +148,18 @@ def test_a_file_that_is_not_there_or_is_none(place):
     with pytest.raises(SettingsError, match=r"bloomd\.yaml: there is no such file$"):
         place.load()
     place.path.mkdir()
-    with pytest.raises(SettingsError, match=r"bloomd\.yaml: this is a directory, not a file$|not a regular file$"):
+    with pytest.raises(SettingsError, match=r"bloomd\.yaml: this is a directory, not a file$"):
+        place.load()
+    place.path.rmdir()
+    os.mkfifo(place.path)
+    with pytest.raises(SettingsError, match=r"bloomd\.yaml: this is not a regular file$"):
         place.load()
 
 
-def test_a_file_that_may_not_be_read_says_how_to_permit_it(place, forbid):
-    forbid(place.path)
+def test_a_file_that_may_not_be_read_says_how_to_permit_it(open_place, forbid):
+    forbid(open_place.path)
     with pytest.raises(SettingsError, match=r"bloomd may not read it; to let it, run: chgrp \S+ \S+ && chmod 640 \S+$"):
-        place.load()
+        open_place.load()
 
 
 words = st.sampled_from([*SECTIONS, *(name.rpartition(".")[2] for name in KEYS), "&a", "*a", "!!int", "<<", "0660"])
