@@ -76,6 +76,10 @@ class PostgresServer:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def data(self) -> Path:
         return self.cluster.data
 
@@ -117,6 +121,8 @@ class PostgresServer:
             _signal(process, signal.SIGSTOP)
 
     def sigcont(self) -> None:
+        if not self.is_running:
+            return
         for process in self._processes():
             _signal(process, signal.SIGCONT)
 
@@ -145,7 +151,7 @@ class PostgresServer:
         return True
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process and self._process.poll() is None:
+        if self._process and self.is_running:
             self.sigcont()
             self._process.send_signal(how)
             self._process.wait(DEADLINE_SECONDS)

@@ -56,6 +56,7 @@ CANCEL_AGAIN_SECONDS = 0.5
 FINISH_SECONDS = 5.0
 # Asking to cancel is a courtesy to the server when a connection is closed in the middle of a query.
 CLOSE_SECONDS = 1.0
+CLOSE_POLL_SECONDS = 0.02
 
 ACTIVE = pq.TransactionStatus.ACTIVE
 IDLE = pq.TransactionStatus.IDLE
@@ -250,7 +251,11 @@ class Connection(psycopg.AsyncConnection[Row]):
         received = 0
         while stop_after is None or received < stop_after:
             if not backlog:
-                remaining = None if deadline is None else max(0.0, deadline - monotonic())
+                remaining = None if deadline is None else deadline - monotonic()
+                if remaining is not None and remaining <= 0:
+                    if not ready_now(self.pgconn.socket, Wait.R):
+                        return
+                    remaining = None  # something has come: reading it will not wait
                 try:
                     async with self.lock:
                         await self.wait(generators.notifies(self.pgconn), timeout=remaining)
@@ -276,10 +281,15 @@ class Connection(psycopg.AsyncConnection[Row]):
     async def close(self) -> None:
         """Close the connection, also while another task waits for its answer: that task gets an OperationalError.
 
-        A closed socket does not stop a query that runs on the server, so it is asked to cancel it first.
+        A closed socket does not stop a query that runs on the server, so it is asked to cancel it first; again, when it
+        had not yet begun with it. A sign that it has stopped is its answer, whoever reads that.
         """
-        if self.pgconn.transaction_status == ACTIVE:
-            await self._try_cancel(timeout=CLOSE_SECONDS)
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            while self.pgconn.transaction_status == ACTIVE:
+                await self._try_cancel(timeout=CLOSE_SECONDS)
+                if self.pgconn.transaction_status != ACTIVE or ready_now(self.pgconn.socket, Wait.R):
+                    break
+                await trio.sleep(CLOSE_POLL_SECONDS)
         self.abandon()
 
     def abandon(self) -> None:

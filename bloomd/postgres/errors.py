@@ -113,9 +113,7 @@ def translate(error: psycopg.Error) -> Unavailable | Misconfigured | None:
     if state is None:
         # Without a state the server has said nothing: libpq or psycopg speak of the connection. (An error result that
         # libpq makes up itself when the server is gone is a plain DatabaseError.)
-        away = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or (
-            type(error) is psycopg.DatabaseError
-        )
+        away = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError
     else:
         away = state in _AWAY_STATES or state.startswith(_AWAY_CLASSES)
     return Unavailable(f"PostgreSQL: {_first_line(error)}") if away else None

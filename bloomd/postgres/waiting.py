@@ -6,7 +6,7 @@ what became ready. Whoever drives it decides how to wait; here it is trio.
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import psycopg
@@ -118,20 +118,23 @@ async def wait_until_ready(fileno: int, wanted: Wait) -> Ready:
 
 
 async def _wait_for_either(fileno: int) -> Ready:
+    async def wait_with(wait: Callable[[int], Awaitable[None]], nursery: trio.Nursery) -> None:
+        nonlocal closed
+        try:
+            await wait(fileno)
+        except trio.ClosedResourceError as error:
+            closed = error
+        nursery.cancel_scope.cancel()
+
     closed: trio.ClosedResourceError | None = None
-
-    async with trio.open_nursery() as nursery:
-
-        async def first(wait: Callable[[int], object]) -> None:
-            nonlocal closed
-            try:
-                await wait(fileno)  # pyright: ignore[reportGeneralTypeIssues]
-            except trio.ClosedResourceError as error:
-                closed = error
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(first, trio.lowlevel.wait_readable)
-        nursery.start_soon(first, trio.lowlevel.wait_writable)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_with, trio.lowlevel.wait_readable, nursery)
+            nursery.start_soon(wait_with, trio.lowlevel.wait_writable, nursery)
+    except BaseExceptionGroup:
+        # Only ever of trio.Cancelled, one for each task; raised once more, it is a single one again.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise
     if closed:
         raise closed
     return ready_now(fileno, Wait.RW)
