@@ -215,6 +215,7 @@ class Keeper:
     def _after_trouble(self, error: Exception | None) -> None:
         trouble = diagnose(error)
         now = trio.current_time()
+        news = self._running_since is not None or trouble.text != self._last_error
         self._troubled = True
         self._last_error = trouble.text
         self._start_cause = f"again after: {trouble.text}"
@@ -223,7 +224,8 @@ class Keeper:
                 ran = 0.0 if self._running_since is None else now - self._running_since
                 self._retry_at = now + self._tally.absence(ran)
                 self._set(State.WAITING, trouble.text)
-                log.warning("service waits", service=self.service.name, error=trouble.text)
+                if news:  # an outage of hours is one line, not one for each try
+                    log.warning("service waits", service=self.service.name, error=trouble.text)
             case Kind.HOPELESS:
                 self._fail(trouble.text)
             case Kind.BUG:

@@ -94,6 +94,22 @@ async def test_an_absent_dependency_is_retried_for_ever_and_costs_no_budget(
     assert len(a.began) - start == 6
 
 
+async def test_an_outage_is_logged_once_and_again_after_it_was_over(
+    autojump_clock: MockClock, actor: NewActor, nursery: trio.Nursery, logs: list[Any]
+) -> None:
+    a = actor("a", before=Unavailable("no answer"))
+    supervisor = Supervisor([a.service()])
+    await nursery.start(supervisor.run)
+    await trio.sleep(3600)
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("service waits", "no answer")]
+    a.before = None
+    await settled(supervisor, "a", State.RUNNING)
+    a.before = Unavailable("no answer")
+    a.crash(Unavailable("no answer"))
+    await trio.sleep(3600)
+    assert [entry["error"] for entry in logs] == ["no answer"] * 2
+
+
 async def test_a_slow_refusal_does_not_count_as_having_served(
     autojump_clock: MockClock, actor: NewActor, nursery: trio.Nursery
 ) -> None:

@@ -326,8 +326,10 @@ class SupervisorMachine(RuleBasedStateMachine):
         return witness
 
     def _objection(self, path: str) -> str | None:
-        if {path, path.partition("/")[0]} & self.stopped_by_hand:
+        if path in self.stopped_by_hand:
             return "a person has stopped it"
+        if path.startswith("group/") and self.root.state("group") in (State.STOPPED, State.FAILED, State.WAITING):
+            return "its group does not run"
         if path == "lone" and not self.lone_is_configured:
             return "it is not configured"
         if (need := NEEDS.get(path)) and not self.actors[need].usable:
