@@ -1,7 +1,7 @@
 """The task tree of the daemon: which service exists, what it needs, in what order. Read this file first.
 
-One trio process. `Daemon.services` is the table; the supervisor (`bloomd.supervisor`) starts it from the top, keeps each
-service alive by its own rules, and stops it from the bottom, the HTTP API before all others.
+One trio process. `Daemon.services` is the table; the supervisor (`bloomd.supervisor`) starts it from the top, keeps
+each service alive by its own rules, and stops it from the bottom, the HTTP API before all others.
 """
 
 import signal
@@ -20,9 +20,9 @@ from bloomd.errors import Unavailable
 from bloomd.http.app import create_app
 from bloomd.http.server import Binds, HttpServer
 from bloomd.logs import Logs
-from bloomd.membridge.polls import Polls
 from bloomd.membridge.agents import Agent
-from bloomd.membridge.sync import Sync, SyncOutcome
+from bloomd.membridge.polls import Polls
+from bloomd.membridge.sync import Sync
 from bloomd.node import Node
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.listen import listen
@@ -74,8 +74,8 @@ class Daemon:
         self.http = HttpServer(create_app(node), binds, drain_seconds=node.settings.http.drain_seconds)
         self.sweeper = Sweeper(node.database, self._sweeper_rules)
         self.polls = Polls(
-            list_targets=self._poll_targets,
-            record=partial(workers.record_polls, node.database),
+            list_targets=partial(workers.with_url, node.database),
+            record_many=partial(workers.record_polls, node.database),
             settings=lambda: node.settings.workers,
         )
         node.sync = Sync(
@@ -118,7 +118,13 @@ class Daemon:
             Service("audit", self._write_audit, needs=("database",), retry=DATABASE_RETRY),
             Service("sweeper", self.sweeper.run, needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", self.polls.run, needs=("database",), retry=DATABASE_RETRY),
-            Service("membridge-sync", node.sync.run, needs=("database",), configured=lambda: node.membridge.configured),
+            Service(
+                "membridge-sync",
+                node.sync.run,
+                needs=("database",),
+                configured=lambda: node.membridge.configured,
+                retry=Backoff(first=1.0, cap=settings.membridge.sync_interval),
+            ),
         ]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -208,12 +214,8 @@ class Daemon:
             mirrored=self.node.membridge.configured,
         )
 
-    async def _poll_targets(self) -> list[tuple[str, str]]:
-        return [(target.id, target.url) for target in await workers.with_url(self.node.database)]
-
-    async def _mirror(self, agents: Sequence[Agent]) -> SyncOutcome:
-        done = await workers.mirror(self.node.database, agents, offline_after=self.node.settings.workers.offline_after)
-        return SyncOutcome(agents=len(agents), added=done.added, changed=done.changed, offline=done.offline)
+    async def _mirror(self, agents: Sequence[Agent]) -> workers.Mirrored:
+        return await workers.mirror(self.node.database, agents, offline_after=self.node.settings.workers.offline_after)
 
 
 @dataclass(frozen=True, slots=True)

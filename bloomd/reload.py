@@ -57,8 +57,11 @@ class Reloader:
 
     async def reload(self, cause: str) -> ReloadReport:
         """Bring the configuration as it is now into force, or say why not and change nothing."""
+        # Half a reload is worse than a late answer: whoever asked may go away, what was begun is finished or undone.
+        # Every step has its own time limit.
         async with self._lock:
-            report = msgspec.structs.replace(await self._reload(cause), at=time.time())
+            with trio.CancelScope(shield=True):
+                report = msgspec.structs.replace(await self._reload(cause), at=time.time())
         self._node.last_reload = report
         if report.ok:
             log.info("reloaded", result=report.result, cause=cause, changes=len(report.changes))
@@ -130,7 +133,7 @@ class Reloader:
         with trio.move_on_after(READY_SECONDS):
             await self._node.root.restart(restarts, cause)
         states = {status.name: status.state for status in self._node.root.status()}
-        return before, [name for name in restarts if states.get(name, State.RUNNING) is not State.RUNNING]
+        return before, [name for name in restarts if states.get(name, State.RUNNING) not in _ready(name)]
 
     def _restarts(self, old: Settings, new: Settings, changed: set[str]) -> list[str]:
         """The services that do not look at the settings by themselves when they act."""
@@ -142,6 +145,11 @@ class Reloader:
         if (old.membridge.server_url is None) != (new.membridge.server_url is None):
             restarts.append("membridge-sync")
         return restarts
+
+
+def _ready(service: str) -> tuple[State, ...]:
+    """The states of a service that has taken the settings over. A Membridge that is away says nothing against them."""
+    return (State.RUNNING, State.WAITING) if service == "membridge-sync" else (State.RUNNING,)
 
 
 def _failed(*errors: str) -> ReloadReport:

@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections import defaultdict
-from typing import Any, cast
+from typing import cast
 
 import structlog
 import trio
@@ -93,5 +93,4 @@ def _request_id(scope: Scope) -> str:
 
 def _route(scope: Scope) -> str:
     """The route's template: a label that does not grow with the number of tasks."""
-    state = cast("dict[str, Any]", scope["state"])
-    return str(state.get("route", "other"))
+    return str(scope.get("path_template") or "other")

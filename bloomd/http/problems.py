@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 from litestar import Request, Response
@@ -115,10 +115,7 @@ def _of_litestar(error: HTTPException) -> Problem:
         return Problem(404, "There is no such path; GET /api/schema lists what there is")
     if status == 405:
         return Problem(405, "This path does not take this method; see the Allow header", headers=error.headers)
-    errors = [
-        FieldError(str(item.get("key", "")), str(item.get("message", "")))
-        for item in (error.extra if isinstance(error.extra, list) else [])
-        if isinstance(item, dict)
-    ]
+    extra = cast("list[dict[str, Any]]", error.extra) if isinstance(error.extra, list) else []
+    errors = [FieldError(str(item.get("key", "")), str(item.get("message", ""))) for item in extra]
     detail = "; ".join(f"{item.field}: {item.message}" for item in errors) or error.detail
     return Problem(status, detail, errors=errors, headers=error.headers)

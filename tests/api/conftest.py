@@ -26,10 +26,10 @@ def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
 
 
 @pytest.fixture
-def api(daemon: Bloomd) -> Iterator[httpx.Client]:
+def api(daemon: Bloomd) -> httpx.Client:
     with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
         connection.execute(EMPTY)
-    yield daemon.http
+    return daemon.http
 
 
 @pytest.fixture

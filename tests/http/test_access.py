@@ -142,7 +142,6 @@ async def test_the_caller_is_noted():
 
 
 async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
-    import trio
 
     limiter = Limiter(limit=2, seconds=60)
     for _ in range(2):

@@ -1,6 +1,6 @@
 """Tasks: create, look, lease, heartbeat, complete, requeue."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import Response, get, post
@@ -44,9 +44,10 @@ async def create(request: Req) -> Response[Task | list[Task]]:
     """201 with the task; 200 when the idempotency key is known, with the task that has it. An array gives an array."""
     body = await read_json(request)
     if isinstance(body, list):
-        if not 1 <= len(body) <= MAX_BULK:
-            raise Problem(400, f"An array of 1 to {MAX_BULK} tasks is expected, not of {len(body)}", type="invalid")
-        created = await tasks.create(node_of(request).database, convert(body, list[NewTask]), actor=actor(request))
+        many = convert(cast("list[object]", body), list[NewTask])
+        if not 1 <= len(many) <= MAX_BULK:
+            raise Problem(400, f"An array of 1 to {MAX_BULK} tasks is expected, not of {len(many)}", type="invalid")
+        created = await tasks.create(node_of(request).database, many, actor=actor(request))
         return Response([each.task for each in created], status_code=201 if any(each.new for each in created) else 200)
     [created] = await tasks.create(node_of(request).database, [convert(body, NewTask)], actor=actor(request))
     return Response(created.task, status_code=201 if created.new else 200)
