@@ -50,6 +50,8 @@ class Node:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
+        self.stored: dict[str, str] = {}
+        """The settings that were made through the API, as they were read last."""
         self.name = socket.gethostname()
         self.database = Database()
         self.schema_version: int | None = None
@@ -97,7 +99,8 @@ class Node:
         Raises:
             Unavailable: the database is away; what was in force stays.
         """
-        await self.use(self.loaded.with_stored(await stored.read(self.database)))
+        self.stored = await stored.read(self.database)
+        await self.use(self.loaded.with_stored(self.stored))
 
     def _settings_of_membridge(self) -> Any:
         return self.settings.membridge

@@ -56,23 +56,25 @@ class Reloader:
         self._lock = trio.Lock()
 
     async def reload(self, cause: str) -> ReloadReport:
-        """Bring the configuration as it is now into force, or say why not and change nothing."""
-        # Half a reload is worse than a late answer: whoever asked may go away, what was begun is finished or undone.
-        # Every step has its own time limit.
-        async with self._lock:
-            with trio.CancelScope(shield=True):
+        """Bring the configuration as it is now into force, or say why not and change nothing.
+
+        A cancellation waits until it is done, which takes a minute at the worst: half a reload would be worse.
+        """
+        with trio.CancelScope(shield=True):
+            async with self._lock:
                 report = msgspec.structs.replace(await self._reload(cause), at=time.time())
-        self._node.last_reload = report
-        if report.ok:
-            log.info("reloaded", result=report.result, cause=cause, changes=len(report.changes))
-        else:
-            log.error("reload failed, the old settings stay", cause=cause, errors=report.errors)
-        return report
+            self._node.last_reload = report
+            if report.ok:
+                log.info("reloaded", result=report.result, cause=cause, changes=len(report.changes))
+            else:
+                log.error("reload failed, the old settings stay", cause=cause, errors=report.errors)
+            return report
+        raise AssertionError("unreachable")
 
     async def _reload(self, cause: str) -> ReloadReport:
         node, old = self._node, self._node.loaded
         try:
-            new = (await trio.to_thread.run_sync(self._read)).with_stored(old.stored)
+            new = (await trio.to_thread.run_sync(self._read)).with_stored(node.stored)
         except SettingsError as error:
             return _failed(*(str(problem) for problem in error.problems))
         if new.settings == old.settings:
@@ -135,7 +137,7 @@ class Reloader:
         states = {status.name: status.state for status in self._node.root.status()}
         return before, [name for name in restarts if states.get(name, State.RUNNING) not in _ready(name)]
 
-    def _restarts(self, old: Settings, new: Settings, changed: set[str]) -> list[str]:
+    def _restarts(self, old: Settings, new: Settings, changed: frozenset[str]) -> list[str]:
         """The services that do not look at the settings by themselves when they act."""
         restarts: list[str] = []
         if changed & {"probes", "database", "minio", "membridge"}:

@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,7 +56,7 @@ class Caller(msgspec.Struct, frozen=True):
 
 def caller_of(scope: Scope) -> Caller:
     """Who made this request."""
-    return cast("Caller", cast("dict[str, Any]", scope["state"])["caller"])
+    return cast("Caller", scope["state"]["caller"])
 
 
 def guarded(app: ASGIApp, settings: Callable[[], Http]) -> ASGIApp:
@@ -106,7 +106,8 @@ def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[str, bool
 
     `X-Forwarded-For` is read from the right, for as long as the one who added an entry is trusted.
     """
-    peer = str(scope["client"][0]) if scope["client"] else UNIX
+    address = scope.get("client")
+    peer = str(address[0]) if address else UNIX
     chain = [
         entry.strip()
         for name, value in scope["headers"]
