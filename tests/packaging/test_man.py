@@ -1,0 +1,95 @@
+"""The manual pages: well-formed, and saying what the programs say."""
+
+import re
+import subprocess
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tools import require
+
+from bloomd import cli, ctl
+from bloomd.settings.document import man
+from bloomd.settings.environment import VARIABLES
+
+MAN = Path(__file__).parents[2] / "man"
+PAGES = sorted(MAN.iterdir())
+SECTIONS = ("NAME", "DESCRIPTION", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "SECURITY")
+BEGIN, END = re.compile(r'^\.\\" Keys: begin.*\n', re.MULTILINE), '.\\" Keys: end.\n'
+
+
+def plain(page: str) -> str:
+    """The source of a page with its escaped hyphens as they are read."""
+    return (MAN / page).read_text().replace(r"\-", "-")
+
+
+def parsers(parser: ArgumentParser) -> Iterator[tuple[str, ArgumentParser]]:
+    """Each command with its parser; the program itself has no name here."""
+    yield "", parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            yield from action.choices.items()
+
+
+PROGRAMS = [("bloomd.8", cli._parser()), ("bloomd-ctl.8", ctl._parser())]
+
+
+def test_there_is_a_page_for_each_program_and_for_the_configuration() -> None:
+    assert [page.name for page in PAGES] == ["bloomd-ctl.8", "bloomd.8", "bloomd.yaml.5"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_it_is_lint_clean(page: Path) -> None:
+    lint = subprocess.run(
+        [require("mandoc"), "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False
+    )
+    assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_it_has_the_sections_of_a_manual_page(page: Path) -> None:
+    headings = re.findall(r"^\.Sh (.*)", page.read_text(), re.MULTILINE)
+    assert set(SECTIONS) <= set(headings)
+
+
+@pytest.mark.parametrize(("page", "parser"), PROGRAMS)
+def test_it_has_every_command_and_option(page: str, parser: ArgumentParser) -> None:
+    items = " ".join(re.findall(r"^\.It (.*)", plain(page), re.MULTILINE))
+    for command, of in parsers(parser):
+        assert not command or re.search(rf"Cm {command}(?![\w-])", items), command
+        for action in of._actions:
+            for option in action.option_strings:
+                assert re.search(rf"Fl {option[1:]}(?![\w-])", items), f"{command} {option}"
+
+
+@pytest.mark.parametrize(("page", "parser"), PROGRAMS)
+def test_it_has_no_option_that_the_program_lacks(page: str, parser: ArgumentParser) -> None:
+    known = {option for _, of in parsers(parser) for action in of._actions for option in action.option_strings}
+    assert {f"-{option}" for option in re.findall(r"\bFl ([\w-]+)", plain(page))} <= known
+
+
+BLOOMD_CODES = {cli.OK, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
+CTL_CODES = {ctl.OK, ctl.FAILED, ctl.DOWN, ctl.CANNOT_REACH, ctl.NOT_PERMITTED, ctl.USAGE, ctl.INTERRUPTED}
+
+
+@pytest.mark.parametrize(("page", "codes"), [("bloomd.8", BLOOMD_CODES), ("bloomd-ctl.8", CTL_CODES)])
+def test_it_has_the_exit_codes(page: str, codes: set[int]) -> None:
+    section = plain(page).partition(".Sh EXIT STATUS")[2].partition("\n.Sh")[0]
+    assert codes <= {int(code) for code in re.findall(r"^\.It (\d+)$", section, re.MULTILINE)}
+
+
+def test_bloomd_exits_as_documented_when_called_wrongly() -> None:
+    with pytest.raises(SystemExit) as wrong:
+        cli.main(["--nonsense"])
+    assert f".It {wrong.value.code}\nWrong usage." in plain("bloomd.8")
+
+
+def test_the_keys_are_those_of_the_model() -> None:
+    """`make docs` makes them so."""
+    text = (MAN / "bloomd.yaml.5").read_text()
+    assert BEGIN.split(text)[1].partition(END)[0] == man()
+
+
+def test_the_variables_of_the_environment_are_listed() -> None:
+    assert {name for name in VARIABLES if name not in plain("bloomd.8")} == set()

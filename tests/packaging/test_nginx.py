@@ -1,0 +1,195 @@
+"""nginx/bloomd.conf in a real nginx, in front of a server that keeps what it is sent."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from servers import eventually, free_port
+from tools import require
+from upstream import Upstream, accepts, ask
+
+from bloomd.http.server import KEEP_ALIVE_SECONDS
+from bloomd.settings.model import Http
+
+CONFIGURATION = (Path(__file__).parents[2] / "nginx" / "bloomd.conf").read_text()
+
+# nginx leaves root's rights, and the tests' directories are closed to others.
+MAIN = """\
+{user}
+daemon off;
+worker_processes 1;
+pid nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include bloomd.conf;
+}}
+"""
+
+
+@dataclass
+class Front:
+    """A running nginx and what is behind it."""
+
+    port: int
+    upstream: Upstream
+    log: Path
+
+
+def adapted(text: str, *replacements: tuple[str, str]) -> str:
+    """The configuration with other addresses and paths, and nothing else changed."""
+    for old, new in replacements:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A directory with everything that nginx needs, and the port that it is to listen on."""
+    directory, port = tmp_path_factory.mktemp("nginx"), free_port()
+    conf = adapted(
+        CONFIGURATION,
+        ("listen 80;", f"listen 127.0.0.1:{port};"),
+        ("listen [::]:80;", ""),
+        ("server unix:/run/bloomd/http/bloomd.sock;", f"server unix:{directory}/bloomd.sock;"),
+        ("/var/log/nginx/bloomd.access.log", f"{directory}/access.log"),
+    )
+    (directory / "bloomd.conf").write_text(conf)
+    (directory / "nginx.conf").write_text(MAIN.format(user="user root;" if os.geteuid() == 0 else ""))
+    return directory, port
+
+
+@pytest.fixture(scope="module")
+def front(prefix: tuple[Path, int]) -> Iterator[Front]:
+    directory, port = prefix
+    with Upstream(directory / "bloomd.sock") as upstream:
+        process = subprocess.Popen(command(directory), stderr=subprocess.DEVNULL)
+        try:
+            eventually(lambda: accepts(port))
+            yield Front(port, upstream, directory / "access.log")
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def command(prefix: Path) -> list[str]:
+    return [require("nginx"), "-p", f"{prefix}/", "-c", f"{prefix}/nginx.conf", "-e", "stderr"]
+
+
+def test_nginx_finds_nothing_wrong(prefix: tuple[Path, int]) -> None:
+    done = subprocess.run([*command(prefix[0]), "-t"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr
+
+
+def test_the_numbers_are_those_of_bloomd() -> None:
+    numbers = dict(re.findall(r"^ *(keepalive_timeout|client_max_body_size) (\d+)[sm];", CONFIGURATION, re.MULTILINE))
+    assert int(numbers["keepalive_timeout"]) < KEEP_ALIVE_SECONDS
+    assert int(numbers["client_max_body_size"]) * 1024 * 1024 == Http().max_body_bytes
+
+
+def test_requests_of_many_clients_share_a_connection(front: Front) -> None:
+    for _ in range(5):
+        assert ask(front.port, "/api/runtime/stats").status == 200
+    assert len({request.connection for request in front.upstream.seen[-5:]}) == 1
+    assert front.upstream.seen[-1].headers["connection"] is None
+
+
+def test_only_an_upgrade_is_passed_on_as_one(front: Front) -> None:
+    ask(front.port, "/socket", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+    headers = front.upstream.seen[-1].headers
+    assert (headers["upgrade"], headers["connection"]) == ("websocket", "upgrade")
+
+
+def test_bloomd_learns_the_client_and_the_name_it_asked_for(front: Front) -> None:
+    spoofed = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https", "Host": f"bloom.test:{front.port}"}
+    ask(front.port, "/api/runtime/stats", headers=spoofed, source="127.0.0.2")
+    headers = front.upstream.seen[-1].headers
+    assert headers.get_all("x-forwarded-for") == ["127.0.0.2"]
+    assert headers.get_all("x-forwarded-proto") == ["http"]
+    assert headers["host"] == f"bloom.test:{front.port}"
+
+
+def test_the_path_arrives_as_it_was_sent(front: Front) -> None:
+    path = "/api/runtime/artifacts/a%2Fb//content?x=%20y"
+    ask(front.port, path)
+    assert front.upstream.seen[-1].path == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/runtime/llm-tasks/42/dispatch", "/api/runtime/events", "/api/runtime/agent-install-script?code=x"],
+)
+def test_special_paths_reach_bloomd_with_the_same_headers(front: Front, path: str) -> None:
+    assert ask(front.port, path, method="POST", body=b"{}").status == 200
+    request = front.upstream.seen[-1]
+    assert (request.method, request.path, request.body) == ("POST", path, b"{}")
+    assert request.headers["x-forwarded-for"] == "127.0.0.1"
+
+
+def test_a_body_as_large_as_bloomd_takes_passes(front: Front) -> None:
+    size = Http().max_body_bytes
+    assert ask(front.port, "/api/runtime/llm-tasks", method="POST", body=b"x" * size).status == 200
+    assert len(front.upstream.seen[-1].body) == size
+
+
+def test_a_larger_body_is_refused_in_the_form_that_clients_read(front: Front) -> None:
+    before = len(front.upstream.seen)
+    # The length alone is enough: nginx answers without reading the body.
+    answer = ask(
+        front.port,
+        "/api/runtime/llm-tasks",
+        method="POST",
+        headers={"Content-Length": str(Http().max_body_bytes + 1)},
+    )
+    assert (answer.status, answer.headers.get_content_type()) == (413, "application/problem+json")
+    assert json.loads(answer.body)["error"] == "The body is too large"
+    assert len(front.upstream.seen) == before
+
+
+@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6detrics", "/x/../metrics", "/metrics?x"])
+def test_metrics_are_closed_to_the_outside(front: Front, path: str) -> None:
+    before = len(front.upstream.seen)
+    assert ask(front.port, path, source="127.0.0.2").status == 403
+    assert len(front.upstream.seen) == before
+    assert ask(front.port, path).status == 200
+
+
+def test_security_headers_are_there_once(front: Front) -> None:
+    for path in ("/", "/api/runtime/events"):
+        headers = ask(front.port, path).headers
+        assert headers.get_all("x-content-type-options") == ["nosniff"]
+        assert headers.get_all("x-frame-options") == ["DENY"]
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["server"] == "nginx"
+
+
+def test_no_query_is_logged(front: Front) -> None:
+    ask(front.port, "/api/runtime/audit?limit=s3cret-a")
+    ask(front.port, "/api/runtime/agent-install-script?code=s3cret-b")
+    eventually(lambda: "/api/runtime/agent-install-script HTTP/1.1" in front.log.read_text())
+    assert "s3cret" not in front.log.read_text()
+
+
+def test_without_bloomd_clients_get_a_503_that_they_can_read(prefix: tuple[Path, int], front: Front) -> None:
+    socket = prefix[0] / "bloomd.sock"
+    aside = socket.rename(socket.with_suffix(".aside"))
+    front.upstream.hang_up()
+    try:
+        answer = ask(front.port, "/api/runtime/stats")
+    finally:
+        aside.rename(socket)
+    assert answer.status == 503
+    assert json.loads(answer.body)["error"] == "bloomd does not answer"
