@@ -72,6 +72,12 @@ class Peer:
         self.requests: list[Request] = []
         self.connections = 0
         self.url = ""
+        self._arrived = trio.Event()
+
+    async def received(self, count: int) -> None:
+        """Return once this many requests have come, since the start."""
+        while len(self.requests) < count:
+            await self._arrived.wait()
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         self.connections += 1
@@ -86,6 +92,8 @@ class Peer:
             if request is None:
                 return
             self.requests.append(request)
+            self._arrived.set()
+            self._arrived = trio.Event()
             if self.mode in _RAW:
                 await _RAW[self.mode](stream)
                 return

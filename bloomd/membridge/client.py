@@ -2,8 +2,8 @@
 
 A call is what a caller asks for; it may take several tries. A try that cannot be completed, or that is answered with
 5xx, is repeated when the method is a safe one: 0.5, 1 and 2 s later at most. All of a call has to fit into `timeout`,
-and a server that does not answer in time is not asked again. An answer of 4xx is an answer. A redirect is an error: the
-admin key goes to the server it was given for, and to no other.
+and a server that does not answer in time, or without end, is not asked again. An answer of 4xx is an answer. A redirect
+is an error: the admin key goes to the server it was given for, and to no other.
 """
 
 import json as jsonlib
@@ -20,7 +20,7 @@ from bloomd import __version__
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.membridge import agents as listed
 from bloomd.membridge.agents import Agent
-from bloomd.membridge.exchange import MIB, Answer, TimedOut, exchange, trust
+from bloomd.membridge.exchange import MIB, Answer, NotWorthRetrying, exchange, trust
 from bloomd.supervisor import Backoff
 
 log = structlog.stdlib.get_logger(__name__)
@@ -184,7 +184,7 @@ class MembridgeClient:
                 raise Unavailable(f"{self._who} answered {answer.status} to {method} {target.partition('?')[0]}")
             except Unavailable as error:
                 pause = self._retry.delay(failures)
-                hopeless = isinstance(error, TimedOut) or self._http.is_closed
+                hopeless = isinstance(error, NotWorthRetrying) or self._http.is_closed
                 if failures == tries or hopeless or trio.current_time() + pause >= deadline:
                     self._failed(error)
                     raise

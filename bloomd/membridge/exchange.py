@@ -1,5 +1,6 @@
 """One HTTP exchange that ends in time and within bounds, by an answer or by one sentence: the boundary around httpx."""
 
+import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,7 @@ async def exchange(
                     response.headers.get("location"),
                 )
     except trio.TooSlowError as error:
-        raise TimedOut(f"{who}: no answer within {timeout:.3g} s") from error
+        raise NotWorthRetrying(f"{who}: no answer within {timeout:.3g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(f"{who}: {why(error)}") from error
     except RuntimeError as error:
@@ -73,18 +74,23 @@ async def exchange(
         raise Unavailable(f"{who}: the settings have changed meanwhile") from error
 
 
-class TimedOut(Unavailable):
-    """No answer in time. Asking again would take as long, so nobody does."""
+class NotWorthRetrying(Unavailable):
+    """The answer took too long or is too long, and would be the next time."""
 
 
 async def _body(response: httpx.Response, who: str, limit: int) -> bytes:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise Unavailable(f"{who}: its answer is compressed, which was not asked for")
+        limit = 0
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit:
-            raise Unavailable(f"{who}: its answer is longer than {size(limit)}")
+    # Leaving the loop early would leave httpx's nested generators to the garbage collector; a cancellation ends them.
+    with trio.CancelScope() as enough:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > limit:
+                body.clear()
+                enough.cancel()
+    if enough.cancel_called:
+        raise NotWorthRetrying(f"{who}: its answer is " + (f"longer than {size(limit)}" if limit else "compressed"))
     return bytes(body)
 
 
@@ -105,7 +111,8 @@ def why(error: Exception) -> str:
                 return f"TLS failed: {(cause.reason or 'no reason given').replace('_', ' ').lower()}"
             case socket.gaierror():
                 return f"its name cannot be resolved: {cause.strerror}"
-            case OSError(strerror=str(text)) if cause.errno:
+            case OSError(errno=int(number)):
+                text = os.strerror(number)
                 return text[:1].lower() + text[1:]
             case _:
                 pass

@@ -81,18 +81,25 @@ class Sync:
         Raises:
             Unavailable: a round failed.
         """
+        due = await self._next()
+        task_status.started()
+        while True:
+            with trio.move_on_at(due):
+                await self._woken.wait()
+            due = await self._next()
+
+    async def _next(self) -> float:
+        """Do a round by the settings in force; when the one after it is due."""
         while True:
             self._woken = woken = trio.Event()
             due = trio.current_time() + self._interval()
             try:
                 await self.now()
             except (Unavailable, Misconfigured) as error:
-                if woken.is_set():
-                    continue  # what failed was a call by settings of the past
-                raise Unavailable(one_line(error)) from error
-            task_status.started()
-            with trio.move_on_at(due):
-                await woken.wait()
+                if not woken.is_set():
+                    raise Unavailable(one_line(error)) from error
+            else:
+                return due
 
     async def now(self) -> SyncOutcome:
         """Do a round now, whether or not the service runs; one that is under way is waited for instead.
