@@ -6,9 +6,8 @@
     sync.py      the service that mirrors the agents every few seconds
     polls.py     the service that asks every worker with a URL how it is
     networks.py  which addresses a worker's URL may lead to
-    exchange.py  one bounded HTTP exchange: the one place where httpx's errors become ours
 
-A peer here may be slow, hang, lie or be somebody else altogether. So every exchange has a deadline for all of it, a
-limit for its answer, and follows no redirect; what is in an answer counts field by field; and a call that fails changes
-nothing but what is said of it.
+A peer here may be slow, hang, lie or be somebody else altogether. So every exchange (`bloomd.exchange`) has a deadline
+for all of it, a limit for its answer, and follows no redirect; what is in an answer counts field by field; and a call
+that fails changes nothing but what is said of it.
 """

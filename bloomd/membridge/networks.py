@@ -15,7 +15,7 @@ import httpx
 import trio
 
 from bloomd.errors import Unavailable
-from bloomd.membridge.exchange import trust
+from bloomd.exchange import trust
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -12,7 +12,7 @@ import trustme
 from peers import Peer, Reply, Request, reply, serving
 
 from bloomd.errors import Unavailable
-from bloomd.membridge.exchange import exchange, trust
+from bloomd.exchange import exchange, trust
 from bloomd.membridge.networks import Transport, allowed
 from bloomd.settings.model import Workers
 
