@@ -174,17 +174,18 @@ class Cluster:
     def _reachable(self, found: Path) -> Path:
         if not self._obstacle(found / "postgres"):
             return found
-        copy = self.directory / f"pginstall{binaries.version(found)}"
-        if not copy.exists():
-            half = copy.with_suffix(".new")
-            shutil.rmtree(half, ignore_errors=True)
-            shutil.copytree(found.parent, half, symlinks=True)
-            half.chmod(0o755)
-            half.rename(copy)
-        return copy / found.name
+        # Only a virtual environment is in so private a place. Its wheel is SITE/package/pginstall*/bin, and the
+        # libraries that those programs want are in SITE/package.libs.
+        package = found.parent.parent
+        copy = self.directory / "programs"
+        shutil.rmtree(copy, ignore_errors=True)
+        for part in (found.parent, package.with_name(f"{package.name}.libs")):
+            if part.is_dir():
+                shutil.copytree(part, copy / part.relative_to(package.parent), symlinks=True)
+        return copy / found.relative_to(package.parent)
 
     def _take_lock(self) -> None:
-        self._lock = (self.directory / "lock").open("ab")
+        self._lock = (self.directory / "lock").open("ab")  # held, so open, until `clean_up`
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

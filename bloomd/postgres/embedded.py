@@ -49,9 +49,10 @@ class Embedded:
             Unavailable: the server did not start, or has ended.
             Misconfigured: it cannot run here; the text says why and what to do.
         """
-        await trio.to_thread.run_sync(self.cluster.prepare)
-        server = self.cluster.spawn()
+        server = None
         try:
+            await trio.to_thread.run_sync(self.cluster.prepare)
+            server = self.cluster.spawn()
             await self._wait_until_it_answers(server)
             await self._make_database()
             log.info("embedded PostgreSQL started", directory=str(self.cluster.directory), process=server.pid)
@@ -59,8 +60,9 @@ class Embedded:
             await _ended(server)
             raise Unavailable(f"the embedded PostgreSQL server has ended: {self.cluster.last_words()}")
         finally:
-            with trio.CancelScope(shield=True):  # every step has its own time limit
-                await _stop(server)
+            if server:
+                with trio.CancelScope(shield=True):  # every step has its own time limit
+                    await _stop(server)
             self.cluster.clean_up()
 
     async def _wait_until_it_answers(self, server: "subprocess.Popen[bytes]") -> None:

@@ -149,11 +149,10 @@ async def test_random_cancellation(database: str) -> None:
         assert pool.stats.busy == 0
         assert pool.stats.waiting == 0
         assert 1 <= pool.stats.idle <= CONNECTIONS
-        others = "SELECT array_agg(DISTINCT state) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        number = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
         async def only_the_idle_ones_are_left() -> bool:
-            return await one(observer, number) == pool.stats.idle
+            return await one(observer, f"SELECT count(*) {others}") == pool.stats.idle
 
         await eventually(only_the_idle_ones_are_left)
-        assert await one(observer, others) == ["idle"]
+        assert await one(observer, f"SELECT array_agg(DISTINCT state) {others}") == ["idle"]
