@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from polling import eventually, one
+from servers import make_cluster
 
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.postgres import Embedded, Pool, binaries
@@ -24,12 +25,6 @@ def directory() -> Iterator[Path]:
     parent.chmod(0o755)
     yield parent / "postgres"
     shutil.rmtree(parent)
-
-
-def make(directory: Path) -> None:
-    cluster = Cluster(directory)
-    cluster.prepare(durable=False)
-    cluster.clean_up()
 
 
 def runs(process: int) -> bool:
@@ -74,6 +69,7 @@ async def test_made_started_stopped_and_found_again(directory: Path) -> None:
 
 
 async def test_its_death_is_unavailable_and_the_next_start_recovers(directory: Path) -> None:
+    make_cluster(directory)
     embedded = Embedded(directory)
     with pytest.RaisesGroup(pytest.RaisesExc(Unavailable, match="has ended")):
         async with trio.open_nursery() as nursery:
@@ -105,6 +101,7 @@ trio.run(main)
 
 
 async def test_kill_9_of_the_parent_leaves_nothing_and_the_next_start_recovers(directory: Path) -> None:
+    make_cluster(directory)
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, directory], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     ) as parent:
@@ -134,6 +131,7 @@ async def test_kill_9_of_the_parent_leaves_nothing_and_the_next_start_recovers(d
 
 
 async def test_a_lock_file_of_a_dead_server_is_no_server(directory: Path) -> None:
+    make_cluster(directory)
     embedded = Embedded(directory)
     async with trio.open_nursery() as nursery:
         await nursery.start(embedded.run)
@@ -159,7 +157,7 @@ async def test_a_long_path_gets_a_short_socket(directory: Path) -> None:
 
 
 async def test_another_major_version_is_refused(directory: Path) -> None:
-    make(directory)
+    make_cluster(directory)
     (directory / "data" / "PG_VERSION").write_text("12\n")
     with pytest.RaisesGroup(pytest.RaisesExc(Misconfigured, match="PostgreSQL 12 were found: install")):
         async with trio.open_nursery() as nursery:
@@ -167,7 +165,7 @@ async def test_another_major_version_is_refused(directory: Path) -> None:
 
 
 async def test_a_server_that_cannot_start_says_why(directory: Path) -> None:
-    make(directory)
+    make_cluster(directory)
     with (directory / "data" / "postgresql.conf").open("a") as settings:
         settings.write("shared_buffers = nonsense\n")
     with pytest.RaisesGroup(pytest.RaisesExc(Unavailable, match="did not start: .*FATAL.*")):
