@@ -19,9 +19,10 @@ LAYERS = (
     {"http", "control"},
     {"status"},
     {"node"},
-    {"membridge", "probes", "objects", "worker"},
+    {"membridge", "probes", "worker"},
+    {"objects"},  # the probe of MinIO asks through it
     {"runtime"},
-    {"postgres", "settings", "logs", "supervisor"},
+    {"postgres", "supervisor", "settings", "exchange", "logs"},
     {"errors"},
 )
 LEVELS = {part: level for level, row in enumerate(LAYERS) for part in row}
