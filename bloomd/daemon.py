@@ -64,6 +64,7 @@ class Daemon:
         self.node = Node(loaded)
         self._logs = logs
         self._control_socket = control_socket
+        self._binds = binds
         self._embedded = embedded
         self._stored_changed = trio.Event()
         self._audit_send, self._audit_receive = trio.open_memory_channel[_Mutation](AUDIT_BACKLOG)
@@ -136,8 +137,6 @@ class Daemon:
         self._logs.redact(secrets(self.node.settings))
         for notice in self.node.loaded.warnings:
             log.warning(notice)
-        if self.node.settings.http.api_key is None:
-            log.warning("authentication is off: whoever reaches the port may do everything; set http.api_key")
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.node.lag.run)
@@ -162,6 +161,7 @@ class Daemon:
             else:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self.node.stopping.set()
+                self._binds.close(list(self._binds.sockets))  # refused from now on, instead of queued
                 self.node.root.stop()
 
     async def _notifications(self, *, task_status: trio.TaskStatus[None]) -> None:

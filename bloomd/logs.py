@@ -75,7 +75,7 @@ class _TwoStreams:
 
 def is_json(format: str, production: bool) -> bool:
     """Whether to write JSON: when asked to, or in production when it is left to us."""
-    return format == "json" or format == "auto" and production
+    return format == "json" or (format == "auto" and production)
 
 
 def _write(stream: TextIO, line: str) -> None:

@@ -54,7 +54,6 @@ class Node:
         """The settings that were made through the API, as they were read last."""
         self.name = socket.gethostname()
         self.database = Database()
-        self.schema_version: int | None = None
         self.stats = Counter(self.database)
         self.lag = LoopLag()
         self.membridge = Link(self._settings_of_membridge)

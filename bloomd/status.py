@@ -70,10 +70,7 @@ def judge(node: Node, services: Sequence[ServiceStatus]) -> tuple[Verdict, list[
 
 
 def notices(node: Node) -> list[str]:
-    found = list(node.loaded.warnings)
-    if node.settings.http.api_key is None:
-        found.insert(0, "authentication is off: no http.api_key is set")
-    return found
+    return list(node.loaded.warnings)
 
 
 def service(status: ServiceStatus) -> Service:
@@ -142,7 +139,7 @@ def _process(node: Node) -> Process:
         pid=os.getpid(),
         uptime_seconds=node.uptime,
         version=__version__,
-        schema=node.schema_version,
+        schema=node.database.schema,
         rss_bytes=rss_bytes(),
         open_files=open_files(),
         open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -63,9 +63,6 @@ def guarded(app: ASGIApp, settings: Callable[[], Http]) -> ASGIApp:
     """Let through who may pass, and note who it is."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
         http = settings()
         try:
             scope["state"]["caller"] = _admit(scope, http)

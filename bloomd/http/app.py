@@ -3,7 +3,7 @@
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from bloomd import __version__
 from bloomd.http.access import guarded
@@ -21,7 +21,27 @@ def create_app(node: Node) -> ASGIApp:
     counts = RequestCounts()
     routes = litestar(node, counts)
     bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
-    return observed(guarded(bounded_routes, lambda: node.settings.http), counts)
+    requests = observed(guarded(bounded_routes, lambda: node.settings.http), counts)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (requests(scope, receive, send) if scope["type"] == "http" else _refuse(scope["type"], receive, send))
+
+    return app
+
+
+async def _refuse(type: str, receive: Receive, send: Send) -> None:
+    """Answer what is not a request.
+
+    Litestar never sees the lifespan: each bind has a hypercorn of its own, and its event emitter, which we do not use,
+    cannot be started twice (the second exit waits for ever).
+    """
+    if type == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
+        return
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 def litestar(node: Node, counts: RequestCounts) -> Litestar:

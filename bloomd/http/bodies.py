@@ -1,4 +1,7 @@
-"""Request bodies: how much and how slowly they may come, and from bytes to a checked Struct with all its errors."""
+"""What clients send: how much and how slowly it may come, and from bytes to a checked Struct with all its errors.
+
+PostgreSQL's text has no NUL, so one is refused wherever it may stand: in the path, the query or the body.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,8 +27,8 @@ def bounded(app: ASGIApp, max_bytes: Callable[[], int]) -> ASGIApp:
     """Refuse what is larger than allowed, by its declared length before a byte is read, and what stalls."""
 
     async def bound(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+            await Problem(400, "A NUL character cannot be stored, so nothing has one", type="invalid").send(send)
             return
         limit = max_bytes()
         for name, value in scope["headers"]:

@@ -40,9 +40,6 @@ def observed(app: ASGIApp, counts: RequestCounts) -> ASGIApp:
     """Give each request its id, count and log it, and answer what nothing else has answered."""
 
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
         request_id = _request_id(scope)
         method = str(scope["method"])
         scope["state"] = {"request_id": request_id}

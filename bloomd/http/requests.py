@@ -8,7 +8,6 @@ from litestar import Request, Response
 from litestar.params import Parameter
 
 from bloomd.http.access import Caller
-from bloomd.http.problems import Problem
 from bloomd.node import Node
 from bloomd.runtime.pages import Page
 
@@ -30,17 +29,6 @@ def caller(request: Req) -> Caller:
 def actor(request: Req) -> str:
     """The name for the audit log."""
     return caller(request).actor
-
-
-def path_id(value: str) -> str:
-    """An id from the path.
-
-    Raises:
-        Problem: 400, it holds what no id can.
-    """
-    if "\x00" in value:
-        raise Problem(400, "A NUL character cannot be in an id", type="invalid")
-    return value
 
 
 def page_of(

@@ -84,17 +84,24 @@ class HttpServer:
         serving: dict[str, tuple[socket.socket, trio.Event]] = {}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pass_on_stop, serving)
+            await self._serve_all(nursery, serving)
+            task_status.started()
             while not self._stop.is_set():
-                self._changed = trio.Event()
-                wanted = self._binds.sockets
-                for bind in [bind for bind in wanted if bind not in serving or serving[bind][0] is not wanted[bind]]:
-                    stop = trio.Event()
-                    await nursery.start(self._serve, wanted[bind], stop)
-                    serving[bind] = wanted[bind], stop
-                for bind in [bind for bind in serving if bind not in wanted]:
-                    serving.pop(bind)[1].set()
-                task_status.started()
                 await self._changed.wait()
+                await self._serve_all(nursery, serving)
+
+    async def _serve_all(self, nursery: trio.Nursery, serving: dict[str, tuple[socket.socket, trio.Event]]) -> None:
+        """Begin with the binds that are new, then end those that are gone."""
+        self._changed = trio.Event()
+        for bind, listening in list(self._binds.sockets.items()):
+            if bind not in serving:
+                stop = trio.Event()
+                await nursery.start(self._serve, listening, stop)
+                serving[bind] = listening, stop
+        for bind in [
+            bind for bind, (listening, _) in serving.items() if self._binds.sockets.get(bind) is not listening
+        ]:
+            serving.pop(bind)[1].set()
 
     def rebind(self) -> None:
         """The binds have changed: serve the new ones, drain those that are gone."""

@@ -18,7 +18,7 @@ from bloomd.settings import model
 
 log = structlog.stdlib.get_logger(__name__)
 
-# A restarted server is noticed within this time; its return sooner, because callers connect by themselves.
+# A server that goes is noticed within this time, and at once when somebody's statement fails.
 WATCH_INTERVAL = 1.0
 
 # A server that does not answer the simplest question for this long is frozen, or as good as.
@@ -37,9 +37,7 @@ class Connector:
         self._settings = settings
         self._auto_migrate = auto_migrate
         self._pool: Pool | None = None
-        self._taken = trio.Event()
-        self.schema: SchemaStatus | None = None
-        """As it was found when the database was opened last."""
+        self._taken = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the database open until cancelled.
@@ -53,7 +51,7 @@ class Connector:
             self._open(await self.prepare(self._settings()))
             task_status.started()
             while True:
-                self._taken = trio.Event()
+                self._taken = False
                 await self._watch(self._settings())
         except (Unavailable, Misconfigured) as error:
             reason = one_line(error)
@@ -82,8 +80,9 @@ class Connector:
             async with pool.connection() as connection:
                 if self._auto_migrate:
                     await migrate(connection, MIGRATIONS, report=_report)
-                self.schema = await status(connection, MIGRATIONS)
-            _check(self.schema)
+                schema = await status(connection, MIGRATIONS)
+            _check(schema)
+            self._database.schema = schema.current
         except BaseException:
             with trio.CancelScope(shield=True):
                 await pool.close()
@@ -92,25 +91,27 @@ class Connector:
 
     def take(self, pool: Pool) -> Pool | None:
         """Use this pool from now on; the one that was in use until now, for the caller to close, or to take again."""
-        before, self._pool = self._pool, pool
-        self._database.open(pool)
-        self._taken.set()
+        before = self._open(pool)
+        self._taken = True
+        self._database.doubted.set()
         return before
 
-    def _open(self, pool: Pool) -> None:
-        self._pool = pool
+    def _open(self, pool: Pool) -> Pool | None:
+        before, self._pool = self._pool, pool
         self._database.open(pool)
+        return before
 
     async def _watch(self, settings: model.Database) -> None:
         """Return when another pool was taken; raise when the server is gone."""
         with translated():
             connection = await Connection.connect(settings.url, connect_timeout=settings.connect_timeout)
             try:
-                while not self._taken.is_set():
+                while not self._taken:
                     with trio.fail_after(WATCH_TIMEOUT):
                         await connection.execute("SELECT 1")
                     with trio.move_on_after(WATCH_INTERVAL):
-                        await self._taken.wait()
+                        await self._database.doubted.wait()
+                    self._database.doubted = trio.Event()
             except trio.TooSlowError:
                 raise Unavailable(f"PostgreSQL has not answered for {WATCH_TIMEOUT:.0f} s") from None
             finally:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, LiteralString, TypeVar
 
 import msgspec
+import trio
 from psycopg.errors import DeadlockDetected
 from psycopg.rows import dict_row
 
@@ -27,6 +28,10 @@ class Database:
     def __init__(self, away: str = "PostgreSQL is not connected yet") -> None:
         self._pool: Pool | None = None
         self._away = away
+        self.doubted = trio.Event()
+        """Set when a statement could not be run: a reason to look whether the server is still there."""
+        self.schema: int | None = None
+        """The version of the schema, as it was found when the database was opened last."""
 
     def __repr__(self) -> str:
         return f"<Database {self._pool or self._away}>"
@@ -37,9 +42,11 @@ class Database:
         return None if self._pool else self._away
 
     def open(self, pool: Pool) -> None:
+        """Run statements on this pool from now on."""
         self._pool = pool
 
     def close(self, reason: str) -> None:
+        """Refuse all statements, for this reason."""
         self._pool = None
         self._away = reason
 
@@ -50,7 +57,7 @@ class Database:
         Raises:
             Unavailable: no database at the moment.
         """
-        async with self._open_pool().transaction() as connection:
+        async with self._doubting(), self._open_pool().transaction() as connection:
             yield connection
 
     async def rows(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
@@ -62,7 +69,7 @@ class Database:
 
     async def execute(self, query: LiteralString, /, **parameters: object) -> int:
         """Run one statement that gives no rows; how many it changed. Autocommitted."""
-        async with self._open_pool().connection() as connection:
+        async with self._doubting(), self._open_pool().connection() as connection:
             return (await connection.execute(query, parameters)).rowcount
 
     async def row(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> Row | None:
@@ -80,8 +87,16 @@ class Database:
     async def _rows(
         self, struct: type[Row], query: LiteralString, parameters: dict[str, object], prepare: bool | None = None
     ) -> list[Row]:
-        async with self._open_pool().connection() as connection:
+        async with self._doubting(), self._open_pool().connection() as connection:
             return await rows(connection, struct, query, parameters, prepare=prepare)
+
+    @asynccontextmanager
+    async def _doubting(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        except Unavailable:
+            self.doubted.set()
+            raise
 
     def _open_pool(self) -> Pool:
         if self._pool is None:

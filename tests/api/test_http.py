@@ -64,7 +64,7 @@ def test_authentication_comes_before_the_body(daemon, api):
     [
         (b'{"prompt": "x"', "application/json", 400),
         (b"\xff\xfe", "application/json", 400),
-        (b"[" * 100_000, "application/json", 413),
+        (b"[" * 100_001, "application/json", 413),
         (b"[" * 50_000, "application/json", 400),
         (b'{"prompt": "a\\u0000b"}', "application/json", 400),
         (b'{"prompt": "x", "context_hints": {"k": {"deep": ["a\\u0000b"]}}}', "application/json", 400),

@@ -3,7 +3,7 @@
 from litestar import Response, get
 
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, node_of, page_of, path_id
+from bloomd.http.requests import Cursor, Limit, Req, node_of, page_of
 from bloomd.runtime import artifacts
 from bloomd.runtime.model import Artifact
 from bloomd.runtime.pages import Page
@@ -27,12 +27,12 @@ async def listing(
 
 @get("/api/runtime/artifacts/{artifact_id:str}", summary="One artifact")
 async def one(request: Req, artifact_id: str) -> Artifact:
-    return await artifacts.one(node_of(request).database, path_id(artifact_id))
+    return await artifacts.one(node_of(request).database, artifact_id)
 
 
 @get("/api/runtime/artifacts/{artifact_id:str}/content", summary="The content of an artifact")
 async def content(request: Req, artifact_id: str) -> Response[bytes]:
-    artifact = await artifacts.one(node_of(request).database, path_id(artifact_id))
+    artifact = await artifacts.one(node_of(request).database, artifact_id)
     if artifact.content is None:
         raise Problem(404, "The content of this artifact is not in the database", type="not-found")
     headers = {**_HARMLESS, "etag": f'"{artifact.sha256}"'}

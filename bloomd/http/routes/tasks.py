@@ -7,7 +7,7 @@ from litestar import Response, get, post
 
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of, path_id
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
 from bloomd.node import Node
 from bloomd.runtime import leases, tasks
 from bloomd.runtime.leases import Completed, Leased, Retry
@@ -82,7 +82,7 @@ async def runs(request: Req) -> list[Task]:
 
 @get("/api/runtime/llm-tasks/{task_id:str}", summary="One task")
 async def one(request: Req, task_id: str) -> Task:
-    return await tasks.one(node_of(request).database, path_id(task_id))
+    return await tasks.one(node_of(request).database, task_id)
 
 
 @post(
@@ -93,7 +93,7 @@ async def lease(request: Req, task_id: str) -> Leased:
     body = await read(request, LeaseRequest)
     return await leases.lease(
         node_of(request).database,
-        path_id(task_id),
+        task_id,
         worker_id=body.worker_id,
         ttl_seconds=body.ttl_seconds,
         actor=actor(request),
@@ -151,13 +151,13 @@ async def complete_lease(request: Req, lease_id: str, task_id: str) -> Completed
 async def requeue(request: Req, task_id: str) -> Task:
     """From failed, dead or cancelled, or while it waits for its retry; attempts start at 0."""
     await read(request, dict[str, Any])
-    return await tasks.requeue(node_of(request).database, path_id(task_id), actor=actor(request))
+    return await tasks.requeue(node_of(request).database, task_id, actor=actor(request))
 
 
 async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAnswer:
     lease = await leases.heartbeat(
         node_of(request).database,
-        path_id(task_id),
+        task_id,
         lease_id=body.lease_id,
         worker_id=body.worker_id,
         actor=actor(request),
@@ -167,13 +167,13 @@ async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAn
 
 async def _complete(request: Req, task_id: str, body: Completion) -> Completed:
     node = node_of(request)
-    return await leases.complete(node.database, path_id(task_id), body, retry=retry_of(node), actor=actor(request))
+    return await leases.complete(node.database, task_id, body, retry=retry_of(node), actor=actor(request))
 
 
 def _same(in_path: str, in_body: str | None) -> str:
     if in_body is not None and in_body != in_path:
         raise Problem(400, "The lease_id in the body is not the one in the path", type="invalid")
-    return path_id(in_path)
+    return in_path
 
 
 HANDLERS = [

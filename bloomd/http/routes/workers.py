@@ -6,7 +6,7 @@ import msgspec
 from litestar import Response, delete, get, post
 
 from bloomd.http.bodies import convert, read_json
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of, path_id
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
 from bloomd.http.routes.tasks import retry_of
 from bloomd.runtime import workers
 from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
@@ -36,7 +36,7 @@ async def listing(
 @get("/api/runtime/workers/{worker_id:str}", summary="One worker, with its active leases")
 async def one(request: Req, worker_id: str) -> WorkerWithLeases:
     database = node_of(request).database
-    worker = await workers.one(database, path_id(worker_id))
+    worker = await workers.one(database, worker_id)
     held = await workers.active_leases(database, worker_id)
     return WorkerWithLeases(**msgspec.structs.asdict(worker), leases=held)
 
@@ -55,9 +55,7 @@ async def register(request: Req) -> Response[Worker]:
 async def remove(request: Req, worker_id: str, force: bool = False) -> Removed:
     """With `force` its leases end first, and their tasks are queued again."""
     node = node_of(request)
-    await workers.remove(
-        node.database, path_id(worker_id), force=retry_of(node) if force else None, actor=actor(request)
-    )
+    await workers.remove(node.database, worker_id, force=retry_of(node) if force else None, actor=actor(request))
     return Removed(removed=True, id=worker_id)
 
 
