@@ -97,7 +97,7 @@ class Peer:
             if self.mode in _RAW:
                 await _RAW[self.mode](stream)
                 return
-            await _write(connection, stream, self._reply(request))
+            await _write(connection, stream, self._reply(request), head_only=request.method == "HEAD")
             if connection.our_state is not h11.DONE:
                 return
             connection.start_next_cycle()
@@ -135,11 +135,11 @@ async def _read(connection: h11.Connection, stream: trio.abc.Stream) -> Request 
                 return None
 
 
-async def _write(connection: h11.Connection, stream: trio.abc.Stream, answer: Reply) -> None:
+async def _write(connection: h11.Connection, stream: trio.abc.Stream, answer: Reply, *, head_only: bool) -> None:
     headers = [("content-type", answer.content_type), ("content-length", str(len(answer.body)))]
-    start = h11.Response(status_code=answer.status, headers=[*headers, *answer.headers.items()])
-    parts = [connection.send(start)]
-    if answer.body:
+    encoded = [(name, value.encode("latin-1")) for name, value in [*headers, *answer.headers.items()]]
+    parts = [connection.send(h11.Response(status_code=answer.status, headers=encoded))]
+    if answer.body and not head_only:
         parts.append(connection.send(h11.Data(data=answer.body)))
     parts.append(connection.send(h11.EndOfMessage()))
     await stream.send_all(b"".join(part for part in parts if part))

@@ -18,9 +18,9 @@ import trio
 
 from bloomd import __version__
 from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.exchange import MIB, Answer, NotWorthRetrying, exchange, trust
 from bloomd.membridge import agents as listed
 from bloomd.membridge.agents import Agent
-from bloomd.exchange import MIB, Answer, NotWorthRetrying, exchange, trust
 from bloomd.supervisor import Backoff
 
 log = structlog.stdlib.get_logger(__name__)

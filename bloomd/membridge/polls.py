@@ -18,8 +18,8 @@ import trio
 
 from bloomd import __version__
 from bloomd.errors import Unavailable, one_line
-from bloomd.membridge.agents import LABEL_LIMIT, TEXT_LIMIT, capabilities, text, texts
 from bloomd.exchange import MIB, exchange
+from bloomd.membridge.agents import LABEL_LIMIT, TEXT_LIMIT, capabilities, text, texts
 from bloomd.membridge.networks import Transport
 from bloomd.settings.model import Workers
 

@@ -12,7 +12,8 @@ import trio
 import urllib3
 from minio import Minio as Client
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from urllib3.exceptions import HTTPError
+from minio.helpers import check_bucket_name
+from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.exchange import trust, why
@@ -51,6 +52,7 @@ class Store:
             ssl_context=trust(),
         )
         try:
+            check_bucket_name(settings.bucket)
             self._client = Client(
                 self.address,
                 access_key=settings.access_key,
@@ -60,7 +62,9 @@ class Store:
                 http_client=pool,
             )
         except ValueError as error:
-            raise Misconfigured(f"{self._who}: minio.endpoint or minio.region is not valid: {error}") from error
+            raise Misconfigured(
+                f"{self._who}: correct minio.endpoint, minio.bucket or minio.region: {error}"
+            ) from error
 
     async def check_bucket(self) -> None:
         """Make sure that the bucket is there and that the keys open it.
@@ -83,8 +87,8 @@ class Store:
             raise Unavailable(f"{self._who} does not answer like an S3 server") from error
         except (MinioException, HTTPError, OSError) as error:
             raise Unavailable(f"{self._who}: {_reason(error)}") from error
-        except ValueError as error:
-            raise Misconfigured(f"{self._who}: minio.bucket is not a valid name: {error}") from error
+        except ValueError as error:  # the SDK trips over some answers: 409 without a body (minio 7.2.20)
+            raise Unavailable(f"{self._who} does not answer like an S3 server") from error
 
     def _refusal(self, error: S3Error) -> Misconfigured | Unavailable:
         status = cast("Any", error.response).status
@@ -115,6 +119,7 @@ def address(settings: Minio) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, urllib3.exceptions.TimeoutError):
+    # urllib3 counts a refused connection among its timeouts.
+    if isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError):
         return "no answer in time"
     return why(error)
