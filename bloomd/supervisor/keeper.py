@@ -62,7 +62,7 @@ class Keeper:
 
     def begin(self) -> None:
         """From now on the service is wanted, unless a person has stopped it; `keep` is about to run."""
-        self._kept, self._given_up = True, False
+        self._kept = True
         self.resume("start")
 
     async def keep(self) -> None:
@@ -91,8 +91,6 @@ class Keeper:
                 self._set(State.STOPPED, cause)
             return
         self._wanted = True
-        if self.state in (State.STARTING, State.RUNNING):
-            return
         self._start_cause = cause
         self._given_up, self._retry_at = False, None
         self._tally.forget()

@@ -137,7 +137,7 @@ class Supervisor:
         a service that was stopped by hand stays so.
         """
         asked = [self._find(path) for path in paths]
-        halted = [keeper for keeper in self._walk() if keeper in asked and not keeper.by_hand]
+        halted = [keeper for keeper in self._walk() if keeper in asked]
         try:
             for keeper in reversed(halted):
                 await keeper.halt(cause)

@@ -1,6 +1,5 @@
 """Actors: services that do what a test tells them, and write down what they live through."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +40,11 @@ class Actor:
         try:
             await trio.sleep(self.start_seconds)
             if self.before:
-                raise self.before
+                raise self.before.with_traceback(None)
             self.usable = True
             task_status.started()
             if self.during:
-                raise self.during
+                raise self.during.with_traceback(None)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._wait_for_a_crash)
                 await self._asked.wait()
@@ -71,10 +70,10 @@ class Actor:
     async def _wait_for_a_crash(self) -> None:
         await self._crash.wait()
         assert self._raise
-        raise self._raise
+        raise self._raise.with_traceback(None)
 
 
-async def settled(supervisor: Supervisor, path: str, state: State, *, within: float = math.inf) -> None:
+async def settled(supervisor: Supervisor, path: str, state: State, *, within: float = 10_000) -> None:
     """Wait for a state; the mock clock jumps, so `within` is virtual time."""
     with trio.fail_after(within):
         await supervisor.wait_until(lambda s: s.state(path) is state)

@@ -8,7 +8,7 @@ import trio
 from actors import Actor, Story, settled
 from trio.testing import MockClock
 
-from bloomd.errors import Unavailable
+from bloomd.errors import Misconfigured, Unavailable
 from bloomd.supervisor import Change, Service, State, Supervisor, UnknownService
 from bloomd.supervisor.supervisor import START_PATIENCE
 
@@ -162,6 +162,25 @@ async def test_a_service_that_is_no_longer_configured_is_not_retried(
     configured, broken.before = True, None
     await supervisor.restart(["broken"], "reload")
     assert supervisor.state("broken") is State.RUNNING
+
+
+async def test_configured_is_asked_again_at_each_change(
+    autojump_clock: MockClock, actor: NewActor, nursery: trio.Nursery
+) -> None:
+    configured = True
+    a, b = actor("a", before=ValueError("oops")), actor("b", before=Misconfigured("wrong"))
+    other = actor("other")
+    services = [s.service(configured=lambda: configured) for s in (a, b)]
+    supervisor = Supervisor([*services, other.service()])
+    await nursery.start(supervisor.run)
+    assert repr(supervisor) == "<Supervisor a=backoff b=failed other=running>"
+    configured, a.before, b.before = False, None, None
+    await trio.sleep(100)
+    assert repr(supervisor) == "<Supervisor other=running>"
+    configured = True
+    other.crash(ValueError("a change of state"))
+    await settled(supervisor, "a", State.RUNNING)
+    await settled(supervisor, "b", State.RUNNING)
 
 
 async def test_started_said_twice_or_too_late_changes_nothing(autojump_clock: MockClock, nursery: trio.Nursery) -> None:

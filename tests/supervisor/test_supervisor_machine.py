@@ -112,14 +112,15 @@ class SupervisorMachine(RuleBasedStateMachine):
             self._touch(member)
 
     async def crash(self, path: str) -> None:
-        if path in self.actors and self.actors[path].usable:
-            self.actors[path].crash(ValueError("bug"))
+        self._raise(path, ValueError("bug"))
 
     async def lose_dependency(self, path: str) -> None:
-        if path in self.actors and self.actors[path].usable:
-            self.actors[path].crash(Unavailable("away"))
+        self._raise(path, Unavailable("away"))
 
-    OPERATIONS = (stop, start, restart_by_hand, reload, crash, lose_dependency)
+    async def find_out_it_is_misconfigured(self, path: str) -> None:
+        self._raise(path, Misconfigured("wrong"))
+
+    OPERATIONS = (stop, start, restart_by_hand, reload, crash, lose_dependency, find_out_it_is_misconfigured)
 
     @initialize()
     def begin(self) -> None:
@@ -129,6 +130,13 @@ class SupervisorMachine(RuleBasedStateMachine):
     def one(self, path: str, operation: Callable[..., Awaitable[None]]) -> None:
         self.visit(self._ask, operation, path)
 
+    @rule(path=paths, operations=st.lists(st.sampled_from(OPERATIONS), min_size=2, max_size=4))
+    def one_after_another(self, path: str, operations: list[Callable[..., Awaitable[None]]]) -> None:
+        """To one service, with a little time between."""
+        for operation in operations:
+            self.visit(self._ask, operation, path)
+            self.visit(self._check)
+
     @rule(orders=st.lists(st.tuples(st.sampled_from(OPERATIONS), paths), min_size=2, max_size=6))
     def all_at_once(self, orders: list[tuple[Callable[..., Awaitable[None]], str]]) -> None:
         async def burst() -> None:
@@ -137,9 +145,11 @@ class SupervisorMachine(RuleBasedStateMachine):
 
         self.visit(burst)
 
-    @rule(path=actors, before=moods, during=st.one_of(st.none(), moods))
-    def change_mood(self, path: str, before: Exception | None, during: Exception | None) -> None:
+    @rule(path=actors, before=moods, during=st.one_of(st.none(), moods), at_once=st.booleans())
+    def change_mood(self, path: str, before: Exception | None, during: Exception | None, at_once: bool) -> None:
         self.actors[path].before, self.actors[path].during = before, during
+        if at_once and (error := before or during):
+            self.visit(self._fall_ill, path, error)
 
     @rule(path=actors)
     def recover(self, path: str) -> None:
@@ -305,6 +315,13 @@ class SupervisorMachine(RuleBasedStateMachine):
             if len([at for at in crashes if at > self.touched[path]]) > 5:
                 assert state in (State.FAILED, State.STOPPED), f"{path} goes on after {crashes}"
 
+    async def _fall_ill(self, path: str, error: Exception) -> None:
+        self._raise(path, error)
+
+    def _raise(self, path: str, error: Exception) -> None:
+        if path in self.actors and self.actors[path].usable:
+            self.actors[path].crash(error)
+
     def _present(self, path: str) -> bool:
         return path != "lone" or self.lone_is_configured or self.actors["lone"].alive
 
@@ -317,7 +334,9 @@ class SupervisorMachine(RuleBasedStateMachine):
         return bool(relevant & self.stopped_by_hand)
 
     def _touch(self, path: str) -> None:
-        self.touched[path] = trio.current_time()
+        for other in TREE:
+            if other == path or other.startswith(f"{path}/"):
+                self.touched[other] = trio.current_time()
 
     def _witness(self, path: str) -> Witness:
         witness = Witness(path, self.story, finish_seconds=FINISH_SECONDS if path == "upper" else 0.0)
@@ -344,5 +363,5 @@ class SupervisorMachine(RuleBasedStateMachine):
 
 TestSupervisorMachine = SupervisorMachine.TestCase
 TestSupervisorMachine.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
