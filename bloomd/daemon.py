@@ -28,9 +28,9 @@ from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.listen import listen
 from bloomd.probes import Probe, membridge, minio, postgresql
 from bloomd.reload import Reloader
-from bloomd.runtime import audit, stored, workers
+from bloomd.runtime import audit, liveness, stored
 from bloomd.runtime.connector import Connector
-from bloomd.runtime.leases import Retry
+from bloomd.runtime.model import Retry
 from bloomd.runtime.sweeper import Rules, Sweeper
 from bloomd.settings import Loaded, secrets
 from bloomd.supervisor import Backoff, Change, Service, State, Supervisor
@@ -75,8 +75,8 @@ class Daemon:
         self.http = HttpServer(create_app(node), binds, drain_seconds=node.settings.http.drain_seconds)
         self.sweeper = Sweeper(node.database, self._sweeper_rules)
         self.polls = Polls(
-            list_targets=partial(workers.with_url, node.database),
-            record_many=partial(workers.record_polls, node.database),
+            list_targets=partial(liveness.with_url, node.database),
+            record_many=partial(liveness.record_polls, node.database),
             settings=lambda: node.settings.workers,
         )
         node.sync = Sync(
@@ -214,8 +214,8 @@ class Daemon:
             mirrored=self.node.membridge.configured,
         )
 
-    async def _mirror(self, agents: Sequence[Agent]) -> workers.Mirrored:
-        return await workers.mirror(self.node.database, agents, offline_after=self.node.settings.workers.offline_after)
+    async def _mirror(self, agents: Sequence[Agent]) -> liveness.Mirrored:
+        return await liveness.mirror(self.node.database, agents, offline_after=self.node.settings.workers.offline_after)
 
 
 @dataclass(frozen=True, slots=True)

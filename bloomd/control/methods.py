@@ -37,7 +37,7 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
         return {"pong": True, "pid": os.getpid(), "loop_lag_ms": round(node.lag.now * 1000, 1)}
 
     async def version(params: NoParams, call: Call) -> answers.Version:
-        return answers.Version(version=__version__, python=platform.python_version(), schema=node.schema_version)
+        return answers.Version(version=__version__, python=platform.python_version(), schema=node.database.schema)
 
     async def show(params: NoParams, call: Call) -> answers.Status:
         return await status(node)

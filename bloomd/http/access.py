@@ -11,12 +11,11 @@ import hmac
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
-from litestar.types import ASGIApp, Receive, Scope, Send
 
+from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.limits import Limiter
 from bloomd.http.problems import Problem
 from bloomd.settings.model import Http
@@ -56,10 +55,10 @@ class Caller(msgspec.Struct, frozen=True):
 
 def caller_of(scope: Scope) -> Caller:
     """Who made this request."""
-    return cast("Caller", scope["state"]["caller"])
+    return scope["state"]["caller"]
 
 
-def guarded(app: ASGIApp, settings: Callable[[], Http]) -> ASGIApp:
+def guarded(app: App, settings: Callable[[], Http]) -> App:
     """Let through who may pass, and note who it is."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +82,7 @@ def _admit(scope: Scope, http: Http) -> Caller:
     if _has_key(scope, http.api_key):
         return Caller(client, forwarded, spoofed, KEY_NAME, authenticated=True)
     caller = Caller(client, forwarded, spoofed, ANONYMOUS, authenticated=False)
-    method, path = str(scope["method"]), scope["path"]
+    method, path = scope["method"], scope["path"]
     if (method, path) in OPEN:
         UNAUTHENTICATED.spend(client)
         return caller

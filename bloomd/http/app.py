@@ -1,12 +1,14 @@
 """The application: the rooms that a request passes, and Litestar with its routes at the end of them."""
 
+from typing import cast
+
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.types import ASGIApp, Receive, Scope, Send
 
 from bloomd import __version__
 from bloomd.http.access import guarded
+from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.bodies import bounded
 from bloomd.http.observe import RequestCounts, observed
 from bloomd.http.problems import answer
@@ -16,10 +18,10 @@ from bloomd.node import Node
 RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, membridge, metrics, schema)
 
 
-def create_app(node: Node) -> ASGIApp:
+def create_app(node: Node) -> App:
     """The whole HTTP side of a node. It reads the node's settings anew for every request."""
     counts = RequestCounts()
-    routes = litestar(node, counts)
+    routes = cast("App", litestar(node, counts))
     bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
     requests = observed(guarded(bounded_routes, lambda: node.settings.http), counts)
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 import msgspec
 import trio
 from litestar import Request
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from bloomd.http.asgi import App, Message, Receive, Scope, Send
 from bloomd.http.problems import FieldError, Problem
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ STALL_SECONDS = 30.0
 _JSON = re.compile(r"application/(json|[\w.-]+\+json)\s*(;|$)", re.IGNORECASE)
 
 
-def bounded(app: ASGIApp, max_bytes: Callable[[], int]) -> ASGIApp:
+def bounded(app: App, max_bytes: Callable[[], int]) -> App:
     """Refuse what is larger than allowed, by its declared length before a byte is read, and what stalls."""
 
     async def bound(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +45,7 @@ def bounded(app: ASGIApp, max_bytes: Callable[[], int]) -> ASGIApp:
                     received += len(message["body"])
                     if received > limit:
                         raise _too_large(limit)
-                return cast("Message", message)
+                return message
             if stall.cancelled_caught:
                 raise Problem(408, f"The body did not come: nothing for {STALL_SECONDS:.0f} s")
             raise AssertionError("unreachable")

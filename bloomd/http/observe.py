@@ -3,12 +3,11 @@
 import re
 import uuid
 from collections import defaultdict
-from typing import cast
 
 import structlog
 import trio
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from bloomd.http.asgi import App, Message, Receive, Scope, Send
 from bloomd.http.problems import Problem, problem_of
 
 log = structlog.stdlib.get_logger(__name__)
@@ -36,15 +35,15 @@ class RequestCounts:
         self.seconds[method, route] += seconds
 
 
-def observed(app: ASGIApp, counts: RequestCounts) -> ASGIApp:
+def observed(app: App, counts: RequestCounts) -> App:
     """Give each request its id, count and log it, and answer what nothing else has answered."""
 
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
-        method = str(scope["method"])
+        method = scope["method"]
         scope["state"] = {"request_id": request_id}
         if method == "HEAD":
-            scope = cast("Scope", {**scope, "method": "GET"})
+            scope = {**scope, "method": "GET"}
         status = 0
 
         async def annotated(message: Message) -> None:
@@ -54,9 +53,9 @@ def observed(app: ASGIApp, counts: RequestCounts) -> ASGIApp:
                 present = {name for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in _HEADERS if name not in present]
                 headers = [*message["headers"], *extra, (b"x-request-id", request_id.encode())]
-                await send(cast("Message", {**message, "headers": headers}))
+                await send({**message, "headers": headers})
             elif method == "HEAD" and message["type"] == "http.response.body":
-                await send(cast("Message", {**message, "body": b""}))
+                await send({**message, "body": b""})
             else:
                 await send(message)
 

@@ -7,9 +7,9 @@ from typing import Any, NoReturn, cast
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
-from litestar.types import Send
 
 from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.http.asgi import Send
 from bloomd.runtime.pages import BadCursor
 from bloomd.runtime.refusals import Conflict, Invalid, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 
@@ -63,7 +63,7 @@ class Problem(Exception):
         content = self.content
         headers = {"content-type": MEDIA_TYPE, "content-length": str(len(content)), **self.headers}
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": self.status, "headers": encoded})  # type: ignore[typeddict-item]
+        await send({"type": "http.response.start", "status": self.status, "headers": encoded})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
 

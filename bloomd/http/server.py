@@ -11,14 +11,15 @@ import socket
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any, cast
 
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
-from litestar.types import ASGIApp
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]  (its WSGI half is untyped)
 
 from bloomd.errors import Misconfigured
+from bloomd.http.asgi import App
 from bloomd.settings.model import Http
 
 log = structlog.stdlib.get_logger(__name__)
@@ -71,7 +72,7 @@ class Binds:
 class HttpServer:
     """The service: serves the application on every open bind."""
 
-    def __init__(self, app: ASGIApp, binds: Binds, *, drain_seconds: float) -> None:
+    def __init__(self, app: App, binds: Binds, *, drain_seconds: float) -> None:
         self._app = app
         self._binds = binds
         self.drain_seconds = drain_seconds
@@ -134,7 +135,7 @@ class HttpServer:
         config.include_server_header = False
         config.accesslog = None
         config.errorlog = None
-        await serve(self._app, config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")  # pyright: ignore[reportArgumentType]
+        await serve(cast("Any", self._app), config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
 
 
 def _listen(bind: str, settings: Http) -> socket.socket:

@@ -19,7 +19,7 @@ import trio
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.membridge.agents import Agent
 from bloomd.membridge.client import MembridgeClient
-from bloomd.runtime.workers import Mirrored
+from bloomd.runtime.liveness import Mirrored
 
 log = structlog.stdlib.get_logger(__name__)
 

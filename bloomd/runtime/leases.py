@@ -1,29 +1,17 @@
-"""Leases: a task is handed to one worker for a time, kept by heartbeats, ended by a completion or by the clock.
+"""Leases: a task is handed to one worker for a time, and kept by heartbeats.
 
-Every statement here follows the package's page: it locks the task, looks at the lease under that lock, and does the
-change with its audit entry, or nothing. One gap is left by PostgreSQL's snapshots: a lease that was made while a
-statement waited for the task's lock is invisible to it. The statement then changes nothing although nothing stands in
-its way, and is simply run again (`SNAPSHOT_TRIES`).
+How one ends is told elsewhere: by a completion (`completion.py`), or by the clock (`expiry.py`). Who may speak for a
+task is `fencing.py`'s subject.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
 import msgspec
-from psycopg.types.json import Jsonb
 
 from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
-from bloomd.runtime.ids import new_id
-from bloomd.runtime.model import Artifact, Completion, Lease, LeaseStatus, Metrics, Result, Task, Worker
+from bloomd.runtime.fencing import decided, is_valid, refuse_lost
+from bloomd.runtime.model import Lease, LeaseStatus, Worker
 from bloomd.runtime.pages import Page
-from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker, TaskCancelled
-
-# Each further try needs yet another lease of the same task made within the same millisecond or so.
-SNAPSHOT_TRIES = 3
-
-# Leases ended by one statement of the sweeper: it holds the locks of as many tasks for some milliseconds.
-SWEEP_BATCH = 500
+from bloomd.runtime.refusals import Conflict, NotFound, NoWorker
 
 # Somebody who names a worker that nobody can call speaks for it: such a worker shows life in no other way.
 SIGN_OF_LIFE = """
@@ -120,129 +108,6 @@ WITH task AS (
 SELECT * FROM lease
 """
 
-# Ends the attempt: the result and its artifact are kept, and the task goes where the outcome sends it.
-COMPLETE = """
-WITH task AS (
-    SELECT *
-      FROM llm_tasks
-     WHERE id = %(task_id)s
-       AND status IN ('leased', 'running')
-       AND lease_id = coalesce(%(lease_id)s, lease_id)
-       FOR UPDATE
-), lease AS (
-    UPDATE leases
-       SET status = CASE %(outcome)s WHEN 'success' THEN 'released' ELSE 'failed' END,
-           ended_at = bloom_now_ms(), reason = %(outcome)s
-      FROM task
-     WHERE leases.id = task.lease_id
-       AND leases.status = 'active'
-       AND leases.expires_at > bloom_now_ms()
-       AND leases.worker_id = coalesce(%(worker_id)s, leases.worker_id)
-    RETURNING leases.*
-), artifact AS (
-    INSERT INTO runtime_artifacts (id, task_id, type, created_at, finalized, entity_refs, tags, content,
-                                   lease_id, name, size, sha256)
-    SELECT %(artifact_id)s, task_id, %(artifact_type)s, ended_at, true, '[]', %(artifact_tags)s, %(content)s,
-           id, 'result', octet_length(%(content)s::text), encode(sha256(convert_to(%(content)s::text, 'UTF8')), 'hex')
-      FROM lease
-    RETURNING *
-), result AS (
-    INSERT INTO llm_results (id, task_id, worker_id, artifact_id, status, output, error_message, metrics, completed_at,
-                             lease_id)
-    SELECT %(result_id)s, lease.task_id, lease.worker_id, artifact.id, %(outcome)s, %(output)s, %(error_message)s,
-           %(metrics)s, lease.ended_at, lease.id
-      FROM lease, artifact
-    RETURNING *
-), moved AS (
-    UPDATE llm_tasks
-       SET status        = next.status,
-           retry_at      = CASE WHEN next.status = 'queued' THEN lease.ended_at + next.delay_ms END,
-           lease_id      = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.id END,
-           worker_id     = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.worker_id END,
-           error_message = CASE WHEN %(outcome)s = 'error'
-                                THEN coalesce(%(error_message)s, 'the worker gave no reason') END,
-           updated_at    = lease.ended_at
-      FROM lease, task,
-           LATERAL (SELECT CASE WHEN %(outcome)s = 'success'                THEN 'completed'
-                                WHEN NOT %(retryable)s                      THEN 'failed'
-                                WHEN task.attempts < task.max_attempts      THEN 'queued'
-                                ELSE 'dead' END AS status,
-                           bloom_retry_delay_ms(task.attempts, %(retry_ms)s, %(retry_max_ms)s) AS delay_ms) AS next
-     WHERE llm_tasks.id = lease.task_id
-    RETURNING llm_tasks.*
-), alive AS (
-    UPDATE workers
-       SET status = 'online', alive_at = lease.ended_at, last_heartbeat = lease.ended_at
-      FROM lease
-     WHERE workers.id = lease.worker_id
-       AND (workers.status <> 'online' OR coalesce(workers.alive_at, 0) < lease.ended_at - 1000)
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), lease.ended_at,
-           'task.' || CASE moved.status WHEN 'queued' THEN 'retried' ELSE moved.status END, 'task', moved.id, %(actor)s,
-           %(outcome)s || ' from worker ' || lease.worker_id || ', lease ' || lease.id || ', attempt ' || moved.attempts
-      FROM moved, lease
-)
-SELECT to_jsonb(moved) AS task, to_jsonb(artifact) AS artifact, to_jsonb(result) AS result
-  FROM moved, artifact, result
-"""
-
-COMPLETED_BEFORE = """
-SELECT to_jsonb(llm_tasks) AS task, to_jsonb(runtime_artifacts) AS artifact, to_jsonb(llm_results) AS result
-  FROM llm_results
-  JOIN llm_tasks ON llm_tasks.id = llm_results.task_id
-  JOIN runtime_artifacts ON runtime_artifacts.id = llm_results.artifact_id
- WHERE llm_results.lease_id = %(lease_id)s AND llm_results.task_id = %(task_id)s
-"""
-
-# Ends the leases whose time is over, a batch at a time. A task that somebody holds locked is being dealt with: skip it.
-EXPIRE = """
-WITH due AS (
-    SELECT leases.id
-      FROM leases
-      JOIN llm_tasks ON llm_tasks.id = leases.task_id
-     WHERE leases.status = 'active' AND leases.expires_at <= bloom_now_ms()
-     ORDER BY leases.expires_at
-     LIMIT %(batch)s
-       FOR UPDATE OF llm_tasks SKIP LOCKED
-), lease AS (
-    UPDATE leases
-       SET status = 'expired', ended_at = bloom_now_ms(), reason = 'expired'
-      FROM due
-     WHERE leases.id = due.id AND leases.status = 'active' AND leases.expires_at <= bloom_now_ms()
-    RETURNING leases.*
-), moved AS (
-    UPDATE llm_tasks
-       SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
-           retry_at      = CASE WHEN attempts < max_attempts THEN lease.ended_at
-                                + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
-           error_message = 'the lease of worker ' || lease.worker_id || ' expired',
-           lease_id      = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.id END,
-           worker_id     = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.worker_id END,
-           updated_at    = lease.ended_at
-      FROM lease
-     WHERE llm_tasks.id = lease.task_id AND llm_tasks.lease_id = lease.id AND llm_tasks.status IN ('leased', 'running')
-    RETURNING llm_tasks.id, llm_tasks.status
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), lease.ended_at, 'lease.expired', 'task', lease.task_id, 'bloomd',
-           'worker ' || lease.worker_id || ', lease ' || lease.id || coalesce(', task now ' || moved.status, '')
-      FROM lease
-      LEFT JOIN moved ON moved.id = lease.task_id
-)
-SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, moved.status AS task_status
-  FROM lease
-  LEFT JOIN moved ON moved.id = lease.task_id
-"""
-
-BY_ID = """
-SELECT * FROM leases WHERE id = %(id)s AND task_id = %(task_id)s
-"""
-
-STILL_VALID = """
-SELECT * FROM leases WHERE id = %(id)s AND status = 'active' AND expires_at > bloom_now_ms()
-"""
-
 LIST = """
 SELECT *
   FROM leases
@@ -254,36 +119,9 @@ SELECT *
 """
 
 
-class Retry(msgspec.Struct, frozen=True):
-    """When a lost or failed attempt is tried again."""
-
-    first_seconds: float = 5.0
-    max_seconds: float = 300.0
-    errors: bool = True
-    """Whether an attempt that a worker reports as an error is tried again at all."""
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        return {"retry_ms": int(self.first_seconds * 1000), "retry_max_ms": int(self.max_seconds * 1000)}
-
-
 class Leased(msgspec.Struct, frozen=True):
     lease: Lease
     worker: Worker
-
-
-class Completed(msgspec.Struct, frozen=True):
-    task: Task
-    artifact: Artifact
-    result: Result
-
-
-class Expired(msgspec.Struct, frozen=True):
-    lease_id: str
-    task_id: str
-    worker_id: str
-    task_status: str | None
-    """Where the task went; None when it had a newer lease, which an old one never touches."""
 
 
 async def lease(
@@ -328,67 +166,11 @@ async def heartbeat(
 
     async def refuse() -> None:
         task = await tasks.one(database, task_id)
-        await _refuse_lost(database, task, lease_id, worker_id)
-        if task.lease_id is None or not await _valid(database, task.lease_id):
+        await refuse_lost(database, task, lease_id, worker_id)
+        if task.lease_id is None or not await is_valid(database, task.lease_id):
             raise NotFound("No active lease for this task")
 
-    return await _decided(beat, refuse)
-
-
-async def complete(database: Database, task_id: str, completion: Completion, *, retry: Retry, actor: str) -> Completed:
-    """End the task's current attempt with its result. Saying the same for the same lease again gives the first answer.
-
-    Raises:
-        NotFound: no such task.
-        Conflict: no lease is named and the task has no valid one.
-        LeaseLost: the lease named is not the current one, has expired, or is another worker's.
-    """
-    failed = completion.status == "error"
-    content = completion.output
-    if content is None and failed:
-        content = completion.error_message
-
-    async def end() -> Completed | None:
-        ended = await database.row(
-            Completed,
-            COMPLETE,
-            task_id=task_id,
-            lease_id=completion.lease_id,
-            worker_id=completion.worker_id,
-            outcome=completion.status,
-            retryable=completion.retryable and retry.errors,
-            output=completion.output,
-            error_message=completion.error_message,
-            metrics=Jsonb(msgspec.to_builtins(completion.metrics or Metrics())),
-            artifact_id=new_id(),
-            artifact_type=completion.artifact_type,
-            artifact_tags=Jsonb(completion.artifact_tags),
-            content=content,
-            result_id=new_id(),
-            actor=actor,
-            **retry.parameters,
-        )
-        if ended is None and completion.lease_id is not None:
-            return await database.row(Completed, COMPLETED_BEFORE, task_id=task_id, lease_id=completion.lease_id)
-        return ended
-
-    async def refuse() -> None:
-        task = await tasks.one(database, task_id)
-        await _refuse_lost(database, task, completion.lease_id, completion.worker_id)
-        if task.status not in ("leased", "running"):
-            raise Conflict(f"Task status is '{task.status}', expected 'leased' or 'running'")
-        if task.lease_id is None or not await _valid(database, task.lease_id):
-            raise Conflict("The lease of this task has expired")
-
-    return await _decided(end, refuse)
-
-
-async def expire(database: Database, *, retry: Retry) -> list[Expired]:
-    """End a batch of the leases whose time is over; their tasks are queued again, or dead.
-
-    Fewer than `SWEEP_BATCH` means that none is left but those that somebody else is dealing with.
-    """
-    return await database.rows(Expired, EXPIRE, batch=SWEEP_BATCH, **retry.parameters)
+    return await decided(beat, refuse)
 
 
 async def listing(
@@ -398,37 +180,3 @@ async def listing(
     return await database.listing(
         Lease, LIST, status=status, worker_id=worker_id, at=page.at, before=page.id, limit=page.limit
     )
-
-
-Answer = TypeVar("Answer")
-
-
-async def _decided(change: Callable[[], Awaitable[Answer | None]], refuse: Callable[[], Awaitable[None]]) -> Answer:
-    """Try the change; when it did nothing, say why by `refuse`, which returns when nothing stands in its way."""
-    for _ in range(SNAPSHOT_TRIES):
-        if (answer := await change()) is not None:
-            return answer
-        await refuse()
-    raise Conflict("The task is changing hands too quickly; try again")
-
-
-async def _refuse_lost(database: Database, task: Task, lease_id: str | None, worker_id: str | None) -> None:
-    """Raise when a caller that proves who it is by a lease or a worker is not the one that holds the task."""
-    if lease_id is None and worker_id is None:
-        return
-    if task.status == "cancelled":
-        raise TaskCancelled("The task was cancelled")
-    if lease_id is not None:
-        lease = await database.row(Lease, BY_ID, id=lease_id, task_id=task.id)
-        if lease is None:
-            raise LeaseLost("The task has never had this lease")
-        if task.lease_id != lease_id or lease.status != "active":
-            raise LeaseLost(f"The lease is {lease.status} and not the current one of the task")
-        if not await _valid(database, lease_id):
-            raise LeaseLost("The lease has expired")
-    if worker_id is not None and task.status in ("leased", "running") and task.worker_id != worker_id:
-        raise LeaseLost(f"The task is leased to another worker than {worker_id}")
-
-
-async def _valid(database: Database, lease_id: str) -> bool:
-    return await database.row(Lease, STILL_VALID, id=lease_id) is not None

@@ -186,3 +186,16 @@ class Completion(msgspec.Struct, frozen=True):
     lease_id: Name | None = None
     worker_id: WorkerName | None = None
     retryable: bool = True
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """When a lost or failed attempt is tried again."""
+
+    first_seconds: float = 5.0
+    max_seconds: float = 300.0
+    errors: bool = True
+    """Whether an attempt that a worker reports as an error is tried again at all."""
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        return {"retry_ms": int(self.first_seconds * 1000), "retry_max_ms": int(self.max_seconds * 1000)}

@@ -9,9 +9,9 @@ import msgspec
 import structlog
 import trio
 
-from bloomd.runtime import leases, workers
+from bloomd.runtime import expiry, liveness
 from bloomd.runtime.database import Database
-from bloomd.runtime.leases import Retry
+from bloomd.runtime.model import Retry
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Sweeper:
         rules = self._rules()
         ended = 0
         while True:
-            batch = await leases.expire(self._database, retry=rules.retry)
+            batch = await expiry.expire(self._database, retry=rules.retry)
             for lost in batch:
                 log.warning(
                     "lease expired",
@@ -56,9 +56,9 @@ class Sweeper:
                     task_status=lost.task_status,
                 )
             ended += len(batch)
-            if len(batch) < leases.SWEEP_BATCH:
+            if len(batch) < expiry.SWEEP_BATCH:
                 break
-        for worker in await workers.mark_silent(
+        for worker in await liveness.mark_silent(
             self._database, offline_after=rules.offline_after, mirrored=rules.mirrored
         ):
             log.warning("worker offline", worker=worker, reason="silent")

@@ -1,20 +1,16 @@
-"""Workers: the machines that do the work, how they become known here, and when they count as online.
+"""Workers: the machines that do the work. Registering them, looking at them, forgetting them.
 
-A worker is online while something vouches for it: what this runtime sees itself (a registration as online, a claim, a
-heartbeat, an answered health poll: `alive_at`), or Membridge saying `online` (`membridge_online_at`). Who has been
-silent for `workers.offline_after` goes offline. Values that a source does not send never overwrite what is known.
+What is not said never overwrites what is known. When a worker counts as online is told in `liveness.py`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from psycopg.types.json import Jsonb
 
-from bloomd.runtime import leases
+from bloomd.runtime import expiry
 from bloomd.runtime.database import Database
-from bloomd.runtime.leases import Retry
-from bloomd.runtime.model import Lease, NewWorker, Worker
+from bloomd.runtime.model import Lease, NewWorker, Retry, Worker
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound
 
@@ -92,167 +88,10 @@ UPDATE leases SET expires_at = least(expires_at, bloom_now_ms()) FROM worker
  WHERE leases.worker_id = worker.id AND leases.status = 'active'
 """
 
-# One round of mirroring: every agent in one statement, and only rows that differ are written.
-MIRROR = """
-WITH agent AS (
-    SELECT *
-      FROM jsonb_to_recordset(%(agents)s) AS agent (
-               id varchar, node_id varchar, url varchar, status varchar, capabilities jsonb, last_seen_ms bigint,
-               ip_addrs jsonb, obs_count integer, db_sha varchar)
-     ORDER BY id
-), known AS MATERIALIZED (
-    SELECT workers.* FROM workers JOIN agent ON agent.id = workers.id ORDER BY workers.id FOR UPDATE OF workers
-), next AS (
-    SELECT agent.id,
-           known.id IS NULL AS new,
-           coalesce(agent.node_id, known.node_id, agent.id) AS node_id,
-           coalesce(agent.url, known.url, '') AS url,
-           CASE WHEN agent.status IS NULL OR agent.status = 'unknown' THEN coalesce(known.status, 'unknown')
-                WHEN agent.status = 'online' THEN 'online'
-                WHEN known.alive_at > now_ms - %(offline_after_ms)s THEN known.status
-                ELSE agent.status END AS status,
-           coalesce(known.capabilities, '{"claude_cli": true, "max_concurrency": 1, "labels": []}')
-               || coalesce(agent.capabilities, '{}') AS capabilities,
-           greatest(agent.last_seen_ms, known.last_heartbeat) AS last_heartbeat,
-           CASE WHEN agent.status = 'online' THEN now_ms ELSE known.membridge_online_at END AS membridge_online_at,
-           coalesce(agent.ip_addrs, known.ip_addrs, '[]') AS ip_addrs,
-           coalesce(agent.obs_count, known.obs_count, 0) AS obs_count,
-           coalesce(agent.db_sha, known.db_sha, '') AS db_sha,
-           now_ms
-      FROM agent
-      LEFT JOIN known ON known.id = agent.id
-     CROSS JOIN bloom_now_ms() AS now_ms
-), added AS (
-    INSERT INTO workers (id, node_id, url, status, capabilities, last_heartbeat, membridge_online_at, ip_addrs,
-                         obs_count, db_sha, registered_at, source)
-    SELECT id, node_id, url, status, capabilities, last_heartbeat, membridge_online_at, ip_addrs, obs_count,
-           db_sha, now_ms, 'membridge'
-      FROM next
-     WHERE new
-        ON CONFLICT (id) DO NOTHING
-    RETURNING id, status
-), changed AS (
-    UPDATE workers
-       SET node_id = next.node_id, url = next.url, status = next.status, capabilities = next.capabilities,
-           ip_addrs = next.ip_addrs, obs_count = next.obs_count, db_sha = next.db_sha,
-           last_heartbeat = next.last_heartbeat, membridge_online_at = next.membridge_online_at
-      FROM next
-     WHERE workers.id = next.id AND NOT next.new
-       AND (workers.node_id, workers.url, workers.status, workers.capabilities, workers.ip_addrs, workers.obs_count,
-            workers.db_sha)
-           IS DISTINCT FROM
-           (next.node_id, next.url, next.status, next.capabilities, next.ip_addrs, next.obs_count, next.db_sha)
-    RETURNING workers.id, workers.status
-), refreshed AS (
-    UPDATE workers
-       SET last_heartbeat = next.last_heartbeat, membridge_online_at = next.membridge_online_at
-      FROM next
-     WHERE workers.id = next.id AND NOT next.new
-       AND (workers.node_id, workers.url, workers.status, workers.capabilities, workers.ip_addrs, workers.obs_count,
-            workers.db_sha)
-           IS NOT DISTINCT FROM
-           (next.node_id, next.url, next.status, next.capabilities, next.ip_addrs, next.obs_count, next.db_sha)
-       AND (workers.last_heartbeat, workers.membridge_online_at)
-           IS DISTINCT FROM (next.last_heartbeat, next.membridge_online_at)
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), action, 'worker', id, 'membridge', 'status ' || status
-      FROM (SELECT 'worker.registered' AS action, id, status FROM added
-            UNION ALL
-            SELECT 'worker.updated', id, status FROM changed) AS each
-)
-SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM changed) AS changed
-"""
-
-# Membridge's own workers that nothing vouches for any more: silent, or gone from its list without other sign of life.
-MIRROR_SILENT = """
-WITH silent AS (
-    UPDATE workers
-       SET status = 'offline'
-     WHERE source = 'membridge'
-       AND (status = 'online' OR status <> 'offline' AND id <> ALL (%(listed)s))
-       AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
-    RETURNING id
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'membridge', 'nothing vouches for it'
-      FROM silent
-)
-SELECT id FROM silent
-"""
-
-# While a Membridge is configured its own workers are the mirror's affair: its outage takes nobody offline.
-SILENT = """
-WITH silent AS (
-    UPDATE workers
-       SET status = 'offline'
-     WHERE status = 'online'
-       AND (source = 'direct' OR NOT %(mirrored)s)
-       AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
-    RETURNING id
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'bloomd', 'silent for too long'
-      FROM silent
-)
-SELECT id FROM silent
-"""
-
-WITH_URL = """
-SELECT id, url FROM workers WHERE url <> '' ORDER BY id
-"""
-
-POLLED = """
-WITH poll AS (
-    SELECT *
-      FROM jsonb_to_recordset(%(polls)s) AS poll (
-               id varchar, ok boolean, version varchar, os_info varchar, capabilities jsonb, ip_addrs jsonb)
-     WHERE ok
-), known AS MATERIALIZED (
-    SELECT workers.id, workers.status
-      FROM workers
-      JOIN poll ON poll.id = workers.id
-     ORDER BY workers.id
-       FOR UPDATE OF workers
-), alive AS (
-    UPDATE workers
-       SET status         = 'online',
-           alive_at       = bloom_now_ms(),
-           last_heartbeat = bloom_now_ms(),
-           agent_version  = coalesce(poll.version, workers.agent_version),
-           os_info        = coalesce(poll.os_info, workers.os_info),
-           capabilities   = workers.capabilities || coalesce(poll.capabilities, '{}'),
-           ip_addrs       = coalesce(poll.ip_addrs, workers.ip_addrs)
-      FROM poll
-      JOIN known ON known.id = poll.id
-     WHERE workers.id = poll.id
-    RETURNING workers.id, known.status AS before
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.online', 'worker', id, 'bloomd', 'it answered its health poll'
-      FROM alive
-     WHERE before <> 'online'
-)
-SELECT id FROM alive
-"""
-
 
 class Registered(msgspec.Struct, frozen=True):
     worker: Worker
     new: bool
-
-
-class Target(msgspec.Struct, frozen=True):
-    id: str
-    url: str
-
-
-class Mirrored(msgspec.Struct, frozen=True):
-    """What one round of mirroring changed."""
-
-    added: int
-    changed: int
-    offline: int = 0
 
 
 class _Id(msgspec.Struct, frozen=True):
@@ -316,45 +155,11 @@ async def remove(database: Database, id: str, *, force: Retry | None = None, act
     for _ in range(FORCE_TRIES if force else 1):
         if force:
             await database.execute(RELEASE_ALL, id=id)
-            await leases.expire(database, retry=force)
+            await expiry.expire(database, retry=force)
         if await database.row(_Id, REMOVE, id=id, actor=actor):
             return
         worker = await one(database, id)
     raise Conflict(f"Worker holds {worker.active_leases} active leases; wait for them, or remove it with ?force=true")
-
-
-async def mirror(database: Database, agents: Sequence[msgspec.Struct], *, offline_after: float) -> Mirrored:
-    """Take over what Membridge says of its agents (`Agent` structs of `bloomd.membridge.agents`). Leases are untouched.
-
-    Two statements whatever the number of agents, in one transaction with their audit entries. `offline_after` is in
-    seconds.
-    """
-    rows = msgspec.to_builtins(agents)
-    milliseconds = int(offline_after * 1000)
-    done = await database.row(Mirrored, MIRROR, agents=Jsonb(rows), offline_after_ms=milliseconds)
-    gone = await database.rows(_Id, MIRROR_SILENT, listed=[row["id"] for row in rows], offline_after_ms=milliseconds)
-    if done is None:
-        raise AssertionError("a count gives a row")
-    return Mirrored(added=done.added, changed=done.changed, offline=len(gone))
-
-
-async def mark_silent(database: Database, *, offline_after: float, mirrored: bool) -> list[str]:
-    """Take the workers offline for which nothing has vouched for `offline_after` seconds; their ids.
-
-    `mirrored` says that a Membridge is configured, which then decides about its own workers.
-    """
-    milliseconds = int(offline_after * 1000)
-    return [row.id for row in await database.rows(_Id, SILENT, offline_after_ms=milliseconds, mirrored=mirrored)]
-
-
-async def with_url(database: Database) -> list[Target]:
-    """The workers that can be called."""
-    return await database.rows(Target, WITH_URL)
-
-
-async def record_polls(database: Database, polls: Sequence[msgspec.Struct]) -> None:
-    """Note which workers answered their health poll (`PollResult` structs), and what they said of themselves."""
-    await database.rows(_Id, POLLED, polls=Jsonb(msgspec.to_builtins(polls)))
 
 
 def _jsonb(value: object) -> Jsonb | None:

@@ -12,7 +12,7 @@ from bloomd.errors import Misconfigured, Unavailable
 from bloomd.membridge.agents import Agent
 from bloomd.membridge.client import MembridgeClient
 from bloomd.membridge.sync import Sync, SyncOutcome
-from bloomd.runtime.workers import Mirrored
+from bloomd.runtime.liveness import Mirrored
 from bloomd.supervisor import Backoff, Service, State, Supervisor
 
 

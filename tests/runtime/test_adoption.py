@@ -5,9 +5,9 @@ import pytest
 
 from bloomd.postgres import Pool
 from bloomd.postgres.migrate import migrate, status
-from bloomd.runtime import artifacts, leases, tasks, workers
+from bloomd.runtime import artifacts, expiry, leases, tasks, workers
 from bloomd.runtime.database import Database
-from bloomd.runtime.leases import Retry
+from bloomd.runtime.model import Retry
 from bloomd.runtime.pages import Page
 from bloomd.runtime.schema import MIGRATIONS
 
@@ -36,10 +36,10 @@ CREATE TABLE users (id varchar PRIMARY KEY DEFAULT gen_random_uuid(), username t
 
 ROWS = """
 INSERT INTO workers (id, url, status, capabilities, active_leases, registered_at) VALUES
-    ('w1', 'http://10.0.0.1:8001', 'online', '{"claude_cli": true, "max_concurrency": 2, "labels": ["arm64"]}', 7, 1000),
+    ('w1', 'http://10.0.0.1:8001', 'online', '{"claude_cli": true, "max_concurrency": 2, "labels": []}', 7, 1000),
     ('w2', NULL, 'busy', NULL, NULL, NULL);
 INSERT INTO llm_tasks VALUES
-    ('two-leases', 'c', 'a', 'p', '["h"]', '{"timeout_sec": 60, "budget": 5}', 'text', 'leased', 1, 1, 'l1', 'w1', 1, 3),
+    ('two-leases', 'c', 'a', 'p', '[]', '{"timeout_sec": 60, "budget": 5}', 'text', 'leased', 1, 1, 'l1', 'w1', 1, 3),
     ('stranded',   'c', 'a', 'p', '[]', '{"timeout_sec": 60, "budget": 0}', 'json', 'running', 2, 2, 'l3', 'w1', 1, 3),
     ('last-try',   'c', 'a', 'p', '[]', '{"timeout_sec": 60, "budget": 0}', 'text', 'running', 3, 3, 'l4', 'w1', 3, 3),
     ('done',       'c', 'a', 'p', NULL, NULL, NULL, 'completed', 4, 4, 'l5', 'w1', NULL, NULL),
@@ -110,7 +110,7 @@ async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(
         assert (fleet["w2"].status, fleet["w2"].url, fleet["w2"].active_leases) == ("unknown", "", 0)
         assert (await artifacts.one(db, "a1")).size == len("привіт".encode())
         assert (await artifacts.one(db, "a2")).url == "minio://bloom-artifacts/artifacts/done/6.json"
-        assert await leases.expire(db, retry=Retry()) == []
+        assert await expiry.expire(db, retry=Retry()) == []
     assert report == [
         "2 tasks had missing or impossible values: defaults filled in",
         "1 tasks had context hints that are not text: written as text",

@@ -6,9 +6,8 @@ import psycopg
 import pytest
 import trio
 
-from bloomd.runtime import leases, stats, tasks, workers
-from bloomd.runtime.leases import Retry
-from bloomd.runtime.model import Completion, Metrics
+from bloomd.runtime import completion, expiry, leases, stats, tasks, workers
+from bloomd.runtime.model import Completion, Metrics, Retry
 from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker, Refusal
 
 RETRY = Retry(first_seconds=0.001, max_seconds=0.001)
@@ -97,12 +96,12 @@ async def test_3_an_expired_or_superseded_lease_is_refused(db, new_task, new_wor
     sql("UPDATE leases SET expires_at = 1")
     late = Completion(status="success", output="late", lease_id=old.id)
     with pytest.raises(LeaseLost):
-        await leases.complete(db, task.id, late, retry=RETRY, actor="test")
-    await leases.expire(db, retry=RETRY)
+        await completion.complete(db, task.id, late, retry=RETRY, actor="test")
+    await expiry.expire(db, retry=RETRY)
     sql("UPDATE llm_tasks SET retry_at = NULL")
     await leases.lease(db, task.id, actor="test")
     outcomes = await every(
-        *[lambda: leases.complete(db, task.id, late, retry=RETRY, actor="test")] * 10,
+        *[lambda: completion.complete(db, task.id, late, retry=RETRY, actor="test")] * 10,
         *[lambda: leases.heartbeat(db, task.id, lease_id=old.id, actor="test")] * 10,
     )
     assert all(isinstance(outcome, LeaseLost) for outcome in outcomes)
@@ -116,7 +115,7 @@ async def test_4_one_result_of_an_attempt(db, new_task, new_worker, sql, named):
     lease = (await leases.lease(db, task.id, actor="test")).lease
     outcomes = await every(
         *[
-            lambda n=n: leases.complete(
+            lambda n=n: completion.complete(
                 db,
                 task.id,
                 Completion(
@@ -154,7 +153,7 @@ async def test_5_an_expired_lease_strands_no_task(db, new_task, new_worker, sql,
         if status == "running":
             await leases.heartbeat(db, task.id, actor="test")
         sql("UPDATE leases SET expires_at = 1 WHERE id = %s", lease.id)
-        assert [lost.task_status for lost in await leases.expire(db, retry=RETRY)] == [expected]
+        assert [lost.task_status for lost in await expiry.expire(db, retry=RETRY)] == [expected]
         sql("UPDATE llm_tasks SET retry_at = NULL")
     assert sql("SELECT active_leases FROM workers") == [(0,)]
     assert "expired" in str((await tasks.one(db, task.id)).error_message)
@@ -166,7 +165,7 @@ async def test_6_an_old_lease_never_touches_a_newer_one(db, new_task, new_worker
     current = (await leases.lease(db, task.id, actor="test")).lease
     sql("DROP INDEX leases_one_active_per_task")  # as in a database that today's runtime wrote
     sql("INSERT INTO leases VALUES ('old', %s, 'w1', 1, 2, 300, 'active')", task.id)
-    [ended] = await leases.expire(db, retry=RETRY)
+    [ended] = await expiry.expire(db, retry=RETRY)
     assert (ended.lease_id, ended.task_status) == ("old", None)
     assert (await tasks.one(db, task.id)).lease_id == current.id
 
@@ -176,7 +175,7 @@ async def test_6_sweepers_at_once_end_each_lease_once(db, new_task, new_worker, 
     for _ in range(30):
         await leases.lease(db, (await new_task()).id, actor="test")
     sql("UPDATE leases SET expires_at = 1")
-    sweeps = await every(*[lambda: leases.expire(db, retry=RETRY)] * 8)
+    sweeps = await every(*[lambda: expiry.expire(db, retry=RETRY)] * 8)
     ended = [lost.lease_id for sweep in sweeps for lost in sweep]
     assert len(ended) == len(set(ended)) == 30
     assert sql("SELECT count(*) FROM audit_logs WHERE action = 'lease.expired'") == [(30,)]
@@ -199,14 +198,14 @@ async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql
     sql("ALTER TABLE audit_logs ADD CONSTRAINT never CHECK (false) NOT VALID")
     for change in (
         lambda: leases.heartbeat(db, task.id, actor="test"),
-        lambda: leases.complete(db, task.id, Completion(status="success"), retry=RETRY, actor="test"),
+        lambda: completion.complete(db, task.id, Completion(status="success"), retry=RETRY, actor="test"),
         lambda: workers.register(db, workers.NewWorker(name="w2"), actor="test"),
     ):
         with pytest.raises(psycopg.errors.CheckViolation):
             await change()
     sql("UPDATE leases SET expires_at = 1")
     with pytest.raises(psycopg.errors.CheckViolation):
-        await leases.expire(db, retry=RETRY)
+        await expiry.expire(db, retry=RETRY)
     assert sql("SELECT status FROM leases") == [("active",)]
     assert sql("SELECT count(*) FROM llm_results") == [(0,)]
 
@@ -232,9 +231,9 @@ async def test_a_storm_leaves_every_invariant_whole(db, new_worker, sql):
                         await leases.heartbeat(db, id, actor="storm")
                     elif act < 0.8:
                         outcome = chance.choice(["success", "error"])
-                        await leases.complete(db, id, Completion(status=outcome), retry=RETRY, actor="storm")
+                        await completion.complete(db, id, Completion(status=outcome), retry=RETRY, actor="storm")
                     elif act < 0.9:
-                        await leases.expire(db, retry=RETRY)
+                        await expiry.expire(db, retry=RETRY)
                     else:
                         await db.execute("UPDATE leases SET expires_at = 1 WHERE task_id = %(id)s", id=id)
                 except (Conflict, NotFound, NoWorker):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from bloomd.runtime import artifacts, audit, leases, tasks
-from bloomd.runtime.leases import Retry
-from bloomd.runtime.model import Completion, Metrics
+from bloomd.runtime import artifacts, audit, completion, expiry, leases, tasks
+from bloomd.runtime.model import Completion, Metrics, Retry
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker
 
@@ -28,7 +27,7 @@ async def test_from_create_to_artifact(db, new_task, new_worker):
     assert beaten.expires_at >= leased.lease.expires_at
     assert (await tasks.one(db, task.id)).status == "running"
 
-    done = await leases.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
+    done = await completion.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
     assert (done.task.status, done.task.lease_id) == ("completed", leased.lease.id)
     assert done.result.output == "hello"
     assert done.result.artifact_id == done.artifact.id
@@ -65,7 +64,7 @@ async def test_an_error_is_tried_again_until_it_is_dead(db, new_task, new_worker
     task = await new_task(max_attempts=2)
     failure = Completion(status="error", error_message="boom")
     await leases.lease(db, task.id, actor="test")
-    first = await leases.complete(db, task.id, failure, retry=RETRY, actor="test")
+    first = await completion.complete(db, task.id, failure, retry=RETRY, actor="test")
     assert (first.task.status, first.task.error_message, first.task.lease_id) == ("queued", "boom", None)
     assert first.task.retry_at is not None
     assert 3_500 <= first.task.retry_at - first.task.updated_at <= 5_000
@@ -76,7 +75,7 @@ async def test_an_error_is_tried_again_until_it_is_dead(db, new_task, new_worker
     for status in ("queued", "dead"):
         sql("UPDATE llm_tasks SET retry_at = NULL")
         await leases.lease(db, task.id, actor="test")
-        assert (await leases.complete(db, task.id, failure, retry=RETRY, actor="test")).task.status == status
+        assert (await completion.complete(db, task.id, failure, retry=RETRY, actor="test")).task.status == status
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ async def test_a_permanent_error_fails_the_task(db, new_task, new_worker, comple
     await new_worker()
     task = await new_task()
     await leases.lease(db, task.id, actor="test")
-    done = await leases.complete(db, task.id, completion, retry=retry, actor="test")
+    done = await completion.complete(db, task.id, completion, retry=retry, actor="test")
     assert (done.task.status, done.task.error_message) == ("failed", "the worker gave no reason")
     assert (await tasks.requeue(db, task.id, actor="test")).status == "queued"
 
@@ -101,7 +100,7 @@ async def test_requeue_refuses_what_runs_or_is_done(db, new_task, new_worker):
     with pytest.raises(Conflict, match="Task status is 'queued'"):
         await tasks.requeue(db, task.id, actor="test")
     await leases.lease(db, task.id, actor="test")
-    await leases.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
+    await completion.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
     with pytest.raises(Conflict, match="Task status is 'completed'"):
         await tasks.requeue(db, task.id, actor="test")
 
@@ -116,8 +115,8 @@ async def test_only_the_current_lease_counts(db, new_task, new_worker, sql):
     with pytest.raises(NotFound, match="No active lease"):
         await leases.heartbeat(db, task.id, actor="test")
     with pytest.raises(Conflict, match="expired"):
-        await leases.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
-    assert [lost.task_status for lost in await leases.expire(db, retry=Retry(0.001, 0.001))] == ["queued"]
+        await completion.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
+    assert [lost.task_status for lost in await expiry.expire(db, retry=Retry(0.001, 0.001))] == ["queued"]
     sql("UPDATE llm_tasks SET retry_at = NULL")
     new = (await leases.lease(db, task.id, actor="test")).lease
     for lost in (old.id, "never-was"):
@@ -125,7 +124,7 @@ async def test_only_the_current_lease_counts(db, new_task, new_worker, sql):
             await leases.heartbeat(db, task.id, lease_id=lost, actor="test")
         with pytest.raises(LeaseLost):
             named = Completion(status="success", output="late", lease_id=lost)
-            await leases.complete(db, task.id, named, retry=RETRY, actor="test")
+            await completion.complete(db, task.id, named, retry=RETRY, actor="test")
     with pytest.raises(LeaseLost, match="another worker"):
         await leases.heartbeat(db, task.id, worker_id="w2", actor="test")
     assert (await tasks.one(db, task.id)).lease_id == new.id
@@ -137,11 +136,11 @@ async def test_repeating_a_completion_gives_the_first_answer(db, new_task, new_w
     task = await new_task()
     lease = (await leases.lease(db, task.id, actor="test")).lease
     named = Completion(status="success", output="first", lease_id=lease.id)
-    first = await leases.complete(db, task.id, named, retry=RETRY, actor="test")
+    first = await completion.complete(db, task.id, named, retry=RETRY, actor="test")
     again = Completion(status="error", error_message="second", lease_id=lease.id)
-    assert await leases.complete(db, task.id, again, retry=RETRY, actor="test") == first
+    assert await completion.complete(db, task.id, again, retry=RETRY, actor="test") == first
     with pytest.raises(Conflict, match="Task status is 'completed', expected 'leased' or 'running'"):
-        await leases.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
+        await completion.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
 
 
 async def test_an_idempotency_key_creates_once(db, new_task):

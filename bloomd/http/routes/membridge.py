@@ -1,7 +1,7 @@
 """The Membridge proxy: a few known paths of the control plane, with its admin key added, and no others."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from litestar import Response, get, post
 
@@ -54,7 +54,7 @@ async def select(request: Req, canonical_id: str) -> Response[bytes]:
     body = await read_json(request)
     answer = await _forward(request, "POST", f"/projects/{project}/leadership/select", body)
     if (answer.status_code or 500) < 300:
-        node = str(body.get("primary_node_id")) if isinstance(body, dict) else "?"
+        node = str(cast("dict[str, Any]", body).get("primary_node_id")) if isinstance(body, dict) else "?"
         await audit.add(
             node_of(request).database,
             "membridge.promoted",

@@ -9,9 +9,10 @@ from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
 from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
 from bloomd.node import Node
-from bloomd.runtime import leases, tasks
-from bloomd.runtime.leases import Completed, Leased, Retry
-from bloomd.runtime.model import Completion, Lease, Name, NewTask, Task, TaskStatus, WorkerName
+from bloomd.runtime import completion, leases, tasks
+from bloomd.runtime.completion import Completed
+from bloomd.runtime.leases import Leased
+from bloomd.runtime.model import Completion, Lease, Name, NewTask, Retry, Task, TaskStatus, WorkerName
 from bloomd.runtime.pages import Page
 
 # One transaction, one answer: enough for a script's loop, small enough to hold no lock for long.
@@ -167,7 +168,7 @@ async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAn
 
 async def _complete(request: Req, task_id: str, body: Completion) -> Completed:
     node = node_of(request)
-    return await leases.complete(node.database, task_id, body, retry=retry_of(node), actor=actor(request))
+    return await completion.complete(node.database, task_id, body, retry=retry_of(node), actor=actor(request))
 
 
 def _same(in_path: str, in_body: str | None) -> str:

@@ -1,0 +1,65 @@
+"""Expiry: the clock ends a lease whose worker has fallen silent, and its task goes back to the queue."""
+
+import msgspec
+
+from bloomd.runtime.database import Database
+from bloomd.runtime.model import Retry
+
+# Leases ended by one statement of the sweeper: it holds the locks of as many tasks for some milliseconds.
+SWEEP_BATCH = 500
+
+# Ends the leases whose time is over, a batch at a time. A task that somebody holds locked is being dealt with: skip it.
+EXPIRE = """
+WITH due AS (
+    SELECT leases.id
+      FROM leases
+      JOIN llm_tasks ON llm_tasks.id = leases.task_id
+     WHERE leases.status = 'active' AND leases.expires_at <= bloom_now_ms()
+     ORDER BY leases.expires_at
+     LIMIT %(batch)s
+       FOR UPDATE OF llm_tasks SKIP LOCKED
+), lease AS (
+    UPDATE leases
+       SET status = 'expired', ended_at = bloom_now_ms(), reason = 'expired'
+      FROM due
+     WHERE leases.id = due.id AND leases.status = 'active' AND leases.expires_at <= bloom_now_ms()
+    RETURNING leases.*
+), moved AS (
+    UPDATE llm_tasks
+       SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
+           retry_at      = CASE WHEN attempts < max_attempts THEN lease.ended_at
+                                + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
+           error_message = 'the lease of worker ' || lease.worker_id || ' expired',
+           lease_id      = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.id END,
+           worker_id     = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.worker_id END,
+           updated_at    = lease.ended_at
+      FROM lease
+     WHERE llm_tasks.id = lease.task_id AND llm_tasks.lease_id = lease.id AND llm_tasks.status IN ('leased', 'running')
+    RETURNING llm_tasks.id, llm_tasks.status
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), lease.ended_at, 'lease.expired', 'task', lease.task_id, 'bloomd',
+           'worker ' || lease.worker_id || ', lease ' || lease.id || coalesce(', task now ' || moved.status, '')
+      FROM lease
+      LEFT JOIN moved ON moved.id = lease.task_id
+)
+SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, moved.status AS task_status
+  FROM lease
+  LEFT JOIN moved ON moved.id = lease.task_id
+"""
+
+
+class Expired(msgspec.Struct, frozen=True):
+    lease_id: str
+    task_id: str
+    worker_id: str
+    task_status: str | None
+    """Where the task went; None when it had a newer lease, which an old one never touches."""
+
+
+async def expire(database: Database, *, retry: Retry) -> list[Expired]:
+    """End a batch of the leases whose time is over; their tasks are queued again, or dead.
+
+    Fewer than `SWEEP_BATCH` means that none is left but those that somebody else is dealing with.
+    """
+    return await database.rows(Expired, EXPIRE, batch=SWEEP_BATCH, **retry.parameters)

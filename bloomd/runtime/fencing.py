@@ -1,0 +1,60 @@
+"""Fencing: only the current lease of a task speaks for it, and whoever is refused learns why.
+
+A statement that changes a task locks its row, looks at the lease under that lock, and does the change with its audit
+entry, or nothing. One gap is left by PostgreSQL's snapshots: a lease that was made while a statement waited for the
+task's lock is invisible to it. The statement then changes nothing although nothing stands in its way, and is simply run
+again (`SNAPSHOT_TRIES`).
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from bloomd.runtime.database import Database
+from bloomd.runtime.model import Lease, Task
+from bloomd.runtime.refusals import Conflict, LeaseLost, TaskCancelled
+
+# Each further try needs yet another lease of the same task made within the same millisecond or so.
+SNAPSHOT_TRIES = 3
+
+BY_ID = """
+SELECT * FROM leases WHERE id = %(id)s AND task_id = %(task_id)s
+"""
+
+STILL_VALID = """
+SELECT * FROM leases WHERE id = %(id)s AND status = 'active' AND expires_at > bloom_now_ms()
+"""
+
+
+Answer = TypeVar("Answer")
+
+
+async def decided(change: Callable[[], Awaitable[Answer | None]], refuse: Callable[[], Awaitable[None]]) -> Answer:
+    """Try the change; when it did nothing, say why by `refuse`, which returns when nothing stands in its way."""
+    for _ in range(SNAPSHOT_TRIES):
+        if (answer := await change()) is not None:
+            return answer
+        await refuse()
+    raise Conflict("The task is changing hands too quickly; try again")
+
+
+async def refuse_lost(database: Database, task: Task, lease_id: str | None, worker_id: str | None) -> None:
+    """Raise when a caller that proves who it is by a lease or a worker is not the one that holds the task."""
+    if lease_id is None and worker_id is None:
+        return
+    if task.status == "cancelled":
+        raise TaskCancelled("The task was cancelled")
+    if lease_id is not None:
+        lease = await database.row(Lease, BY_ID, id=lease_id, task_id=task.id)
+        if lease is None:
+            raise LeaseLost("The task has never had this lease")
+        if task.lease_id != lease_id or lease.status != "active":
+            raise LeaseLost(f"The lease is {lease.status} and not the current one of the task")
+        if not await is_valid(database, lease_id):
+            raise LeaseLost("The lease has expired")
+    if worker_id is not None and task.status in ("leased", "running") and task.worker_id != worker_id:
+        raise LeaseLost(f"The task is leased to another worker than {worker_id}")
+
+
+async def is_valid(database: Database, lease_id: str) -> bool:
+    """Whether a lease is active and not past its time."""
+    return await database.row(Lease, STILL_VALID, id=lease_id) is not None
