@@ -1,19 +1,28 @@
-"""One HTTP exchange that ends in time and within bounds, by an answer or by one sentence: the boundary around httpx."""
+"""One HTTP exchange that ends in time and within bounds, by an answer or by one sentence: the boundary around httpx.
+
+Each exchange has a connection of its own. A call that is cancelled at the wrong moment, between connecting and sending,
+leaves a connection behind in httpcore's pool which is never used nor given back (httpcore 1.0.9): a shared pool is
+full of those one day, and then nothing gets through until the daemon is restarted. Our calls are few, and what a
+handshake costs every few seconds is nothing beside that.
+"""
 
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
+import httpcore
 import httpx
 import msgspec
 import trio
 
+from bloomd import __version__
 from bloomd.errors import Unavailable
 
 KIB, MIB = 1024, 1024 * 1024
+USER_AGENT = f"bloomd/{__version__}"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -32,8 +41,50 @@ def trust() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+# Connects to host and port.
+Connect = Callable[[str, int], Awaitable[httpcore.AsyncNetworkStream]]
+
+
+async def connect_anywhere(host: str, port: int) -> httpcore.AsyncNetworkStream:
+    # httpcore declares the class twice, once for machines without trio, and pyright believes that one.
+    backend: httpcore.AsyncNetworkBackend = httpcore.TrioBackend()  # pyright: ignore[reportAssignmentType]
+    return await backend.connect_tcp(host, port, socket_options=[])
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    def __init__(self, connect: Connect) -> None:
+        self.streams: list[httpcore.AsyncNetworkStream] = []
+        self._connect = connect
+
+    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+        stream = await self._connect(host, port)
+        self.streams.append(stream)
+        return stream
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own transport, but for who connects, and that it leaves no connection behind.
+
+    One that is cancelled during its TLS handshake httpcore 1.0.9 leaves to the garbage collector.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        super().__init__(verify=trust(), trust_env=False)
+        self._backend = _Backend(connect)
+        # httpx 0.28 has no parameter for this; tests/membridge/test_networks.py would notice a change.
+        self._pool = httpcore.AsyncConnectionPool(ssl_context=trust(), network_backend=self._backend)
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await super().__aexit__(*exc_info)
+        with trio.CancelScope(shield=True):  # closing a TCP socket waits for nobody
+            for stream in self._backend.streams:
+                await stream.aclose()
+
+
 async def exchange(
-    client: httpx.AsyncClient,
     method: str,
     url: str,
     *,
@@ -42,22 +93,27 @@ async def exchange(
     limit: int,
     headers: Mapping[str, str] | None = None,
     content: bytes | None = None,
+    connect: Connect = connect_anywhere,
 ) -> Answer:
-    """Send a request and read all of its answer.
+    """Send a request and read all of its answer. Redirects are answers, and proxies of the environment do not count.
 
     Args:
         who: the server's name in the error, such as "Membridge at http://127.0.0.1:8000".
         timeout: seconds for all of it, so that a peer which sends a byte now and then ends as well.
         limit: bytes that the body may have.
+        connect: makes the TCP connection, and may refuse to.
 
     Raises:
         Unavailable: there was no answer, or none that can be used.
     """
     # What is decompressed cannot be bounded by what is read, so nothing compressed is asked for or taken.
-    fields = {"Accept": "application/json", "Accept-Encoding": "identity"} | dict(headers or {})
+    fields = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
     try:
         with trio.fail_after(timeout):
-            async with client.stream(method, url, headers=fields, content=content) as response:
+            async with (
+                httpx.AsyncClient(transport=_Transport(connect), timeout=None, trust_env=False) as client,
+                client.stream(method, url, headers=fields | dict(headers or {}), content=content) as response,
+            ):
                 return Answer(
                     response.status_code,
                     response.headers.get("content-type"),
@@ -68,10 +124,6 @@ async def exchange(
         raise NotWorthRetrying(f"{who}: no answer within {timeout:.3g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(f"{who}: {why(error)}") from error
-    except RuntimeError as error:
-        if not client.is_closed:
-            raise
-        raise Unavailable(f"{who}: the settings have changed meanwhile") from error
 
 
 class NotWorthRetrying(Unavailable):

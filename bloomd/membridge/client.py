@@ -17,9 +17,8 @@ import msgspec
 import structlog
 import trio
 
-from bloomd import __version__
 from bloomd.errors import Misconfigured, Unavailable, one_line
-from bloomd.exchange import MIB, Answer, NotWorthRetrying, exchange, trust
+from bloomd.exchange import MIB, Answer, NotWorthRetrying, exchange
 from bloomd.membridge import agents as listed
 from bloomd.membridge.agents import Agent
 from bloomd.supervisor import Backoff
@@ -37,7 +36,7 @@ ANSWER_LIMIT = 8 * MIB
 AGENTS_LIMIT = 32 * MIB
 
 # Enough for the sync, the page and a few scripts at once; what is more waits within its own deadline.
-CONNECTIONS = httpx.Limits(max_connections=20, max_keepalive_connections=4, keepalive_expiry=30.0)
+CALLS_AT_ONCE = 20
 
 KEY_HEADER = "X-MEMBRIDGE-ADMIN"
 
@@ -92,14 +91,9 @@ class MembridgeClient:
         self._timeout = timeout
         self._retry = retry
         self._wall_clock = wall_clock
-        self._http = httpx.AsyncClient(
-            verify=trust(),
-            timeout=None,  # `exchange` has one deadline for everything
-            limits=CONNECTIONS,
-            trust_env=False,
-            follow_redirects=False,
-            headers={"User-Agent": f"bloomd/{__version__}"},
-        )
+        self._places = trio.Semaphore(CALLS_AT_ONCE)
+        self._under_way: set[trio.CancelScope] = set()
+        self._closed = False
         self._skipped: list[str] = []
         self.calls = Health()
 
@@ -107,8 +101,10 @@ class MembridgeClient:
         return f"<MembridgeClient {self._base} {self.calls}>"
 
     async def aclose(self) -> None:
-        """Close the connections. Calls under way fail as if the server were away."""
-        await self._http.aclose()
+        """End the calls under way, as if the server were away. There will be no others."""
+        self._closed = True
+        for scope in self._under_way:
+            scope.cancel()
 
     async def health(self, *, retry: bool = True) -> ServerHealth:
         """What the server says of itself. Needs no key, and sends none."""
@@ -171,23 +167,12 @@ class MembridgeClient:
         deadline = trio.current_time() + self._timeout
         for failures in range(1, tries + 1):
             try:
-                answer = await exchange(
-                    self._http,
-                    method,
-                    self._base + target,
-                    who=self._who,
-                    timeout=deadline - trio.current_time(),
-                    limit=limit,
-                    headers=headers,
-                    content=content,
-                )
-                if answer.status < 500:
-                    break
-                raise Unavailable(f"{self._who} answered {answer.status} to {method} {target.partition('?')[0]}")
+                answer = await self._try(method, target, headers, content, deadline=deadline, limit=limit)
+                break
             except Unavailable as error:
                 pause = self._retry.delay(failures)
-                hopeless = isinstance(error, NotWorthRetrying) or self._http.is_closed
-                if failures == tries or hopeless or trio.current_time() + pause >= deadline:
+                hopeless = isinstance(error, NotWorthRetrying) or trio.current_time() + pause >= deadline
+                if failures == tries or hopeless:
                     self._failed(error)
                     raise
             await trio.sleep(pause)
@@ -196,6 +181,32 @@ class MembridgeClient:
         if 300 <= answer.status < 400 and answer.location:
             raise self._failed(Misconfigured(_redirected(self._who, answer.location)))
         return answer
+
+    async def _try(
+        self, method: str, target: str, headers: dict[str, str], content: bytes | None, *, deadline: float, limit: int
+    ) -> Answer:
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._under_way.add(scope)
+            if self._closed:
+                scope.cancel()
+            try:
+                async with self._places:
+                    answer = await exchange(
+                        method,
+                        self._base + target,
+                        who=self._who,
+                        timeout=self._timeout,
+                        limit=limit,
+                        headers=headers,
+                        content=content,
+                    )
+            finally:
+                self._under_way.remove(scope)
+            if answer.status >= 500:
+                raise Unavailable(f"{self._who} answered {answer.status} to {method} {target.partition('?')[0]}")
+            return answer
+        why = "the settings have changed meanwhile" if self._closed else f"no answer within {self._timeout:g} s"
+        raise NotWorthRetrying(f"{self._who}: {why}")
 
     def _refusal(self, status: int) -> str:
         if self._key is None:

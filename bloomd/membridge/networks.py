@@ -7,15 +7,13 @@ what the URL says.
 
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import httpcore
-import httpx
 import trio
 
 from bloomd.errors import Unavailable
-from bloomd.exchange import trust
+from bloomd.exchange import connect_anywhere
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -35,48 +33,22 @@ def allowed(address: str, networks: tuple[str, ...]) -> bool:
     return any(ip in network for network in parsed(networks) if network.version == ip.version)
 
 
-class Transport(httpx.AsyncHTTPTransport):
-    """httpx's own transport, but for where it connects to. It keeps no idle connections."""
+async def connect(host: str, port: int, *, networks: tuple[str, ...]) -> httpcore.AsyncNetworkStream:
+    """Connect to the first address of the host that may be and answers.
 
-    def __init__(self, networks: Callable[[], tuple[str, ...]], *, connections: int) -> None:
-        super().__init__(verify=trust(), trust_env=False)
-        # httpx has no parameter for this (httpx 0.28); tests/membridge/test_networks.py would notice a change.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=trust(),
-            max_connections=connections,
-            max_keepalive_connections=0,
-            network_backend=_Guarded(networks),
-        )
-
-
-class _Guarded(httpcore.AsyncNetworkBackend):
-    def __init__(self, networks: Callable[[], tuple[str, ...]]) -> None:
-        self._networks = networks
-        # httpcore declares the class twice, once for machines without trio, and pyright believes that one.
-        self._backend: httpcore.AsyncNetworkBackend = httpcore.TrioBackend()  # pyright: ignore[reportAttributeAccessIssue]
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        networks = self._networks()
-        addresses = await _addresses(host, port)
-        permitted = [address for address in addresses if allowed(address, networks)]
-        if not permitted:
-            raise Unavailable(f"{', '.join(addresses)} is outside workers.allowed_networks")
-        for address in permitted[:-1]:
-            try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.ConnectError:
-                continue
-        return await self._backend.connect_tcp(permitted[-1], port, timeout, local_address, socket_options)
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+    Raises:
+        Unavailable: none may be.
+    """
+    addresses = await _addresses(host, port)
+    permitted = [address for address in addresses if allowed(address, networks)]
+    if not permitted:
+        raise Unavailable(f"{', '.join(addresses)} is outside workers.allowed_networks")
+    for address in permitted[:-1]:
+        try:
+            return await connect_anywhere(address, port)
+        except httpcore.ConnectError:
+            continue
+    return await connect_anywhere(permitted[-1], port)
 
 
 async def _addresses(host: str, port: int) -> list[str]:

@@ -10,17 +10,16 @@ No key is sent; `networks.py` says where a URL may lead.
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
-import httpx
 import msgspec
 import trio
 
-from bloomd import __version__
 from bloomd.errors import Unavailable, one_line
 from bloomd.exchange import MIB, exchange
 from bloomd.membridge.agents import LABEL_LIMIT, TEXT_LIMIT, capabilities, text, texts
-from bloomd.membridge.networks import Transport
+from bloomd.membridge.networks import connect
 from bloomd.settings.model import Workers
 
 CONCURRENCY = 16
@@ -70,35 +69,21 @@ class Polls:
         Raises:
             Unavailable: the workers cannot be listed, or the results not be recorded.
         """
-        async with self._http() as http:
-            task_status.started()
-            while True:
-                due = trio.current_time() + self._settings().poll_interval
-                await self._round(http)
-                await trio.sleep_until(due)
+        task_status.started()
+        while True:
+            due = trio.current_time() + self._settings().poll_interval
+            await self._round()
+            await trio.sleep_until(due)
 
-    async def one(self, id: str, url: str) -> PollResult:
-        """Ask one worker now; nothing is recorded."""
-        async with self._http() as http:
-            return await _poll(http, id, url)
-
-    def _http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            transport=Transport(lambda: self._settings().allowed_networks, connections=CONCURRENCY),
-            timeout=None,  # `exchange` has one deadline for everything
-            trust_env=False,
-            follow_redirects=False,
-            headers={"User-Agent": f"bloomd/{__version__}"},
-        )
-
-    async def _round(self, http: httpx.AsyncClient) -> None:
+    async def _round(self) -> None:
         targets = sorted(await self._list_targets(), key=lambda target: target.id in self._silent)
+        networks = self._settings().allowed_networks
         places = trio.Semaphore(CONCURRENCY)
         send, receive = trio.open_memory_channel[PollResult](len(targets))
 
-        async def poll(target: Target) -> None:
+        async def ask(target: Target) -> None:
             try:
-                result = await _poll(http, target.id, target.url)
+                result = await poll(target.id, target.url, networks)
             finally:
                 places.release()
             send.send_nowait(result)
@@ -106,7 +91,7 @@ class Polls:
         async def start_all() -> None:
             for target in targets:
                 await places.acquire()
-                polling.start_soon(poll, target)
+                polling.start_soon(ask, target)
 
         results: list[PollResult] = []
         async with trio.open_nursery() as recording:
@@ -124,10 +109,16 @@ class Polls:
             await self._record_many(batch)
 
 
-async def _poll(http: httpx.AsyncClient, id: str, url: str) -> PollResult:
+async def poll(id: str, url: str, networks: tuple[str, ...]) -> PollResult:
+    """Ask one worker now."""
     try:
         answer = await exchange(
-            http, "GET", url.rstrip("/") + "/health", who="the agent", timeout=TIMEOUT, limit=ANSWER_LIMIT
+            "GET",
+            url.rstrip("/") + "/health",
+            who="the agent",
+            timeout=TIMEOUT,
+            limit=ANSWER_LIMIT,
+            connect=partial(connect, networks=networks),
         )
     except Unavailable as error:
         return PollResult(id, ok=False, error=one_line(error))

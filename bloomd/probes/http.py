@@ -8,12 +8,10 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import trio
 
-from bloomd import __version__
 from bloomd.errors import Unavailable
-from bloomd.exchange import KIB, exchange, size, trust, why
+from bloomd.exchange import KIB, USER_AGENT, exchange, size, trust, why
 
 try:
     import asks as _asks  # pyright: ignore[reportMissingTypeStubs]  # asks has none
@@ -39,16 +37,16 @@ async def get(url: str, timeout: float = LONGEST_SECONDS) -> tuple[int, bytes]:
 
 
 async def get_by_httpx(url: str, timeout: float) -> tuple[int, bytes]:
-    async with httpx.AsyncClient(verify=trust(), timeout=None, trust_env=False, follow_redirects=False) as client:
-        answer = await exchange(
-            client, "GET", url, who=where(url), timeout=timeout, limit=ANSWER_LIMIT, headers=_headers(url)
-        )
-        return answer.status, answer.body
+    answer = await exchange("GET", url, who=where(url), timeout=timeout, limit=ANSWER_LIMIT)
+    return answer.status, answer.body
 
 
 async def get_by_asks(url: str, timeout: float) -> tuple[int, bytes]:
     body = bytearray()
     library: Any = asks
+    # Host as well: asks makes it from the address up to its first colon, which no IPv6 address survives.
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    headers = {"Host": host, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
 
     async def take(chunk: bytes) -> None:
         body.extend(chunk)
@@ -59,7 +57,7 @@ async def get_by_asks(url: str, timeout: float) -> tuple[int, bytes]:
         with trio.fail_after(timeout):
             answer = await library.get(
                 url,
-                headers=_headers(url),
+                headers=headers,
                 callback=take,
                 follow_redirects=False,
                 retries=0,
@@ -85,12 +83,3 @@ def where(url: str) -> str:
     """The server in a sentence: no user, password, path or query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def _headers(url: str) -> dict[str, str]:
-    # Host as well: asks makes it from the part of the address before the first colon, which no IPv6 address survives.
-    return {
-        "Host": urlsplit(url).netloc.rpartition("@")[2],
-        "Accept-Encoding": "identity",
-        "User-Agent": f"bloomd-probe/{__version__}",
-    }

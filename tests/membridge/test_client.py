@@ -1,6 +1,7 @@
 """The client of Membridge against a real server that is well, slow, broken or somebody else."""
 
 import gzip
+import random
 import socket
 import tracemalloc
 from itertools import pairwise
@@ -11,7 +12,7 @@ import trio.testing
 from peers import MembridgePeer, Reply, membridge_peer, new_agent, old_agent, reply
 
 from bloomd.errors import Misconfigured, Unavailable
-from bloomd.membridge.client import ANSWER_LIMIT, KEY_HEADER, Health, MembridgeClient, ServerHealth
+from bloomd.membridge.client import ANSWER_LIMIT, CALLS_AT_ONCE, KEY_HEADER, Health, MembridgeClient, ServerHealth
 from bloomd.supervisor import Backoff
 
 KEY = "the-admin-key-of-the-tests"
@@ -33,10 +34,43 @@ async def test_agents_of_both_generations(client: MembridgeClient, peer: Membrid
     assert peer.requests[0].headers[KEY_HEADER.lower()] == KEY
 
 
-async def test_one_connection_serves_many_calls(client: MembridgeClient, peer: MembridgePeer) -> None:
-    for _ in range(5):
-        await client.agents()
-    assert peer.connections == 1
+async def test_cancelled_calls_leave_nothing_behind(peer: MembridgePeer) -> None:
+    """Calls that are given up at any moment, many at once; then the server is reached as on the first day."""
+    client = MembridgeClient(peer.url, KEY, timeout=2.0)
+    moments = random.Random(0)
+
+    async def impatient() -> None:
+        for _ in range(20):
+            with trio.move_on_after(moments.random() * 0.02):
+                await client.agents()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * CALLS_AT_ONCE):
+            nursery.start_soon(impatient)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * CALLS_AT_ONCE):
+            nursery.start_soon(client.agents)
+    await client.aclose()
+
+
+async def test_who_finds_no_place_waits_no_longer_than_others(peer: MembridgePeer) -> None:
+    client = MembridgeClient(peer.url, KEY, timeout=0.3)
+    peer.mode = "hang"
+    heard: list[str] = []
+
+    async def call() -> None:
+        with pytest.raises(Unavailable) as caught:
+            await client.agents()
+        heard.append(str(caught.value))
+
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(CALLS_AT_ONCE + 5):
+            nursery.start_soon(call)
+    assert trio.current_time() - started < 2.0
+    assert set(heard) == {f"Membridge at {peer.url}: no answer within 0.3 s"}
+    assert len(heard) == CALLS_AT_ONCE + 5
+    assert len(peer.requests) == CALLS_AT_ONCE
 
 
 async def test_a_body_and_a_query_are_passed_on(client: MembridgeClient, peer: MembridgePeer) -> None:

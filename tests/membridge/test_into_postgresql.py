@@ -12,7 +12,7 @@ from bloomd.membridge.polls import PollResult
 from bloomd.membridge.sync import Sync
 from bloomd.postgres import Pool
 from bloomd.postgres.migrate import migrate
-from bloomd.runtime import workers
+from bloomd.runtime import liveness, workers
 from bloomd.runtime.database import Database
 from bloomd.runtime.schema import MIGRATIONS
 
@@ -38,7 +38,7 @@ async def database(database: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def sync(client: MembridgeClient, database: Database) -> Sync:
-    return Sync(lambda: client, lambda: 10.0, partial(workers.mirror, database, offline_after=60.0))
+    return Sync(lambda: client, lambda: 10.0, partial(liveness.mirror, database, offline_after=60.0))
 
 
 async def test_both_generations_and_a_second_round(peer: MembridgePeer, sync: Sync, database: Database) -> None:
@@ -73,6 +73,6 @@ async def test_a_poll_is_recorded(peer: MembridgePeer, sync: Sync, database: Dat
     peer.agents = [old_agent("w")]
     await sync.now()
     said = PollResult("w", ok=True, version="1.4.0", os_info="Alpine", capabilities={"labels": ["gpu"]})
-    await workers.record_polls(database, [said, PollResult("other", ok=False, error="away")])
+    await liveness.record_polls(database, [said, PollResult("other", ok=False, error="away")])
     worker = await workers.one(database, "w")
     assert (worker.status, worker.agent_version, worker.capabilities["labels"]) == ("online", "1.4.0", ["gpu"])

@@ -3,9 +3,9 @@
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 import trio
 import trustme
@@ -13,7 +13,7 @@ from peers import Peer, Reply, Request, reply, serving
 
 from bloomd.errors import Unavailable
 from bloomd.exchange import exchange, trust
-from bloomd.membridge.networks import Transport, allowed
+from bloomd.membridge.networks import allowed, connect
 from bloomd.settings.model import Workers
 
 DEFAULT = Workers().allowed_networks
@@ -54,9 +54,9 @@ def test_no_network_no_address() -> None:
 
 
 async def get(url: str, *networks: str) -> tuple[int, bytes]:
-    async with httpx.AsyncClient(transport=Transport(lambda: networks, connections=4), timeout=None) as http:
-        answer = await exchange(http, "GET", url, who="the agent", timeout=2.0, limit=1024)
-        return answer.status, answer.body
+    checked = partial(connect, networks=networks)
+    answer = await exchange("GET", url, who="the agent", timeout=2.0, limit=1024, connect=checked)
+    return answer.status, answer.body
 
 
 def peer() -> Peer:
@@ -125,7 +125,7 @@ async def test_tls_checks_the_name_of_the_url(monkeypatch: pytest.MonkeyPatch, n
     authority.issue_cert("worker.test").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
-    monkeypatch.setattr("bloomd.membridge.networks.trust", lambda: client)
+    monkeypatch.setattr("bloomd.exchange.trust", lambda: client)
 
     def answer(_: Request) -> Reply:
         return Reply(204)
@@ -136,7 +136,7 @@ async def test_tls_checks_the_name_of_the_url(monkeypatch: pytest.MonkeyPatch, n
         assert (await get(f"https://worker.test:{port}", "127.0.0.0/8"))[0] == 204
         with pytest.raises(Unavailable, match="its certificate is not trusted: Hostname mismatch"):
             await get(f"https://other.test:{port}", "127.0.0.0/8")
-        monkeypatch.setattr("bloomd.membridge.networks.trust", trust)
+        monkeypatch.setattr("bloomd.exchange.trust", trust)
         names["worker.test"] = ["127.0.0.1"]
         with pytest.raises(Unavailable, match="its certificate is not trusted"):
             await get(f"https://worker.test:{port}", "127.0.0.0/8")

@@ -12,6 +12,8 @@ from bloomd.membridge import polls as module
 from bloomd.membridge.polls import CONCURRENCY, PollResult, Polls, Target
 from bloomd.settings.model import Workers
 
+LOOPBACK = ("127.0.0.0/8",)
+
 SAID = {
     "status": "ok", "version": "1.4.0", "os_info": "Alpine 3.20", "hostname": "w1", "secret": "x",
     "capabilities": {"claude_cli": True, "max_concurrency": 99, "labels": ["openrc"]}, "ip_addrs": ["10.0.0.7"],
@@ -99,24 +101,25 @@ async def test_what_an_agent_says_of_itself(fleet: Fleet, agent: Peer, nursery: 
         ("drip", "the agent: no answer within 0.2 s"),
     ],
 )
-async def test_no_sign_of_life(
-    fleet: Fleet, agent: Peer, mode: str, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_sign_of_life(agent: Peer, mode: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT", 0.2 if mode in ("hang", "drip") else 5.0)
     agent.mode = mode
-    assert await fleet.polls().one("w1", agent.url) == PollResult("w1", ok=False, error=error)
+    assert await module.poll("w1", agent.url, LOOPBACK) == PollResult("w1", ok=False, error=error)
 
 
-async def test_an_address_outside_is_not_asked(fleet: Fleet, agent: Peer) -> None:
+async def test_an_address_outside_is_not_asked(fleet: Fleet, agent: Peer, nursery: trio.Nursery) -> None:
     fleet.settings = Workers(allowed_networks=("10.0.0.0/8",))
-    result = await fleet.polls().one("w1", agent.url)
+    fleet.workers = [Worker("w1", agent.url)]
+    await nursery.start(fleet.polls().run)
+    await fleet.recorded(1)
+    (result,) = fleet.results
     assert result.error == "127.0.0.1 is outside workers.allowed_networks"
     assert agent.connections == 0
 
 
 @pytest.mark.parametrize("url", ["ftp://h/", "http://", "http://[", "h:8001", "http://127.0.0.1:1/"])
-async def test_a_url_that_leads_nowhere(fleet: Fleet, url: str) -> None:
-    result = await fleet.polls().one("w1", url)
+async def test_a_url_that_leads_nowhere(url: str) -> None:
+    result = await module.poll("w1", url, LOOPBACK)
     assert not result.ok
     assert result.error
 
@@ -137,16 +140,16 @@ async def test_the_silent_come_last(fleet: Fleet, agent: Peer, nursery: trio.Nur
     fleet.settings = Workers(poll_interval=0.01)
     fleet.workers = [Worker("dead", "http://127.0.0.1:1"), Worker("w", agent.url)]
     asked: list[list[str]] = []
-    original = module._poll
+    original = module.poll
 
-    async def poll(http: object, id: str, url: str) -> PollResult:
+    async def poll(id: str, url: str, networks: tuple[str, ...]) -> PollResult:
         if not asked or len(asked[-1]) == 2:
             asked.append([])
         asked[-1].append(id)
-        return await original(http, id, url)  # type: ignore[arg-type]  # an httpx client
+        return await original(id, url, networks)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_poll", poll)
+        patch.setattr(module, "poll", poll)
         patch.setattr(module, "CONCURRENCY", 1)
         await nursery.start(fleet.polls().run)
         await fleet.recorded(6)

@@ -1,7 +1,8 @@
 """The two HTTP backends of the probes: the same tests for both."""
 
+import gc
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import trio
@@ -109,27 +110,48 @@ async def test_ipv6(get: Get) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_tls(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def authority(monkeypatch: pytest.MonkeyPatch) -> Iterator[trustme.CA]:
+    """An authority that an operator has added to this machine's own."""
     authority = trustme.CA()
+    with authority.cert_pem.tempfile() as path:
+        monkeypatch.setenv("SSL_CERT_FILE", path)
+        exchange.trust.cache_clear()
+        yield authority
+    exchange.trust.cache_clear()
+
+
+async def test_tls(get: Get, authority: trustme.CA) -> None:
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
     async with serving(Peer(lambda _: reply("ok")), tls=server) as peer:
-        with pytest.raises(Unavailable, match=f"^{peer.url}: its certificate is not trusted"):
-            await get(peer.url, 2.0)
-        monkeypatch.setattr(http, "trust", lambda: client)
         assert await get(peer.url, 2.0) == (200, b'"ok"')
         with pytest.raises(Unavailable, match=r"its certificate is not trusted: .*mismatch"):
             await get(peer.url.replace("localhost", "127.0.0.1"), 2.0)
 
 
-async def test_the_machines_own_authorities_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    with trustme.CA().cert_pem.tempfile() as path:
-        monkeypatch.setenv("SSL_CERT_FILE", path)
-        exchange.trust.cache_clear()
-        assert len(exchange.trust().get_ca_certs()) == 1
-    exchange.trust.cache_clear()
+async def test_tls_of_a_stranger(get: Get) -> None:
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(server)
+    async with serving(Peer(lambda _: reply("ok")), tls=server) as peer:
+        with pytest.raises(Unavailable, match=f"^{peer.url}: its certificate is not trusted"):
+            await get(peer.url, 2.0)
+        assert peer.requests == []
+
+
+async def silent(stream: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
+async def test_a_handshake_that_never_ends(get: Get) -> None:
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, silent, [listener])
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(Unavailable, match=r"no answer within 0\.2 s"):
+            await get(f"https://127.0.0.1:{port}/", 0.2)
+        gc.collect()  # a socket that was left open would be complained of here
+        nursery.cancel_scope.cancel()
 
 
 async def test_asks_comes_first_and_httpx_stands_in(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
