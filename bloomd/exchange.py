@@ -122,7 +122,7 @@ async def exchange(
                 )
     except trio.TooSlowError as error:
         raise NotWorthRetrying(f"{who}: no answer within {timeout:.3g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # a host name that IDNA refuses is the last
         raise Unavailable(f"{who}: {why(error)}") from error
 
 
@@ -168,7 +168,7 @@ def why(error: Exception) -> str:
                 return text[:1].lower() + text[1:]
             case _:
                 pass
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError):
         return "its URL is not a valid http or https one"
     if isinstance(error, httpx.RemoteProtocolError) and "closed" not in str(error) and "disconnect" not in str(error):
         return "its answer is not HTTP"

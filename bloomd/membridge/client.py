@@ -227,9 +227,9 @@ def _checked(server_url: str) -> tuple[str, str]:
     """The URL without its last slash, and the server's name in sentences: without user, password, path or query."""
     try:
         url = httpx.URL(server_url)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+    if url.scheme not in ("http", "https") or not url.raw_host or url.query or url.fragment:
         raise Misconfigured("membridge.server_url is not an http or https URL: correct it")
     return server_url.rstrip("/"), f"Membridge at {_origin(url)}"
 
@@ -237,10 +237,10 @@ def _checked(server_url: str) -> tuple[str, str]:
 def _redirected(who: str, location: str) -> str:
     try:
         where = _origin(httpx.URL(location)) or "another path"
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         where = "somewhere"
     return f"{who} redirects to {where}, which is not followed: set membridge.server_url to where it really is"
 
 
 def _origin(url: httpx.URL) -> str:
-    return f"{url.scheme}://{url.netloc.decode()}" if url.host else ""
+    return f"{url.scheme}://{url.netloc.decode()}" if url.raw_host else ""

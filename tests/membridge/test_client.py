@@ -163,9 +163,17 @@ async def test_nobody_there() -> None:
         await client.aclose()
 
 
-async def test_a_name_that_does_not_resolve() -> None:
-    client = MembridgeClient("http://membridge.invalid:8000", KEY, retry=IMPATIENT)
-    with pytest.raises(Unavailable, match="its name cannot be resolved"):
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://membridge.invalid:8000", "its name cannot be resolved"),
+        ("http://a..b", "its URL is not a valid http or https one"),
+        ("http://xn--a", "its URL is not a valid http or https one"),
+    ],
+)
+async def test_a_name_that_does_not_resolve(url: str, sentence: str) -> None:
+    client = MembridgeClient(url, KEY, retry=IMPATIENT)
+    with pytest.raises(Unavailable, match=sentence):
         await client.health(retry=False)
     await client.aclose()
 
@@ -272,7 +280,9 @@ async def test_a_path_in_the_url_is_kept(peer: MembridgePeer) -> None:
     await client.aclose()
 
 
-@pytest.mark.parametrize("url", ["", "membridge", "ftp://h/", "http://", "http://h:x/", "http://h/?a=1", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "membridge", "ftp://h/", "http://", "http://h:x/", "http://h/?a=1", "http://[::1", "http://h/\ud800"]
+)
 def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(Misconfigured, match=r"membridge\.server_url is not an http or https URL"):
         MembridgeClient(url)

@@ -117,7 +117,13 @@ async def test_an_address_outside_is_not_asked(fleet: Fleet, agent: Peer, nurser
     assert agent.connections == 0
 
 
-@pytest.mark.parametrize("url", ["ftp://h/", "http://", "http://[", "h:8001", "http://127.0.0.1:1/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://h/", "http://", "http://[", "h:8001", "http://127.0.0.1:1/", "http://a..b/", "http://.../", "http://xn--a/",
+        "http://" + "a" * 70, "http://127.0.0.1:99999", "http://127.0.0.1:1/\x01", "http://127.0.0.1:1/\ud800", "http://[v1.x]",
+    ],
+)  # fmt: skip
 async def test_a_url_that_leads_nowhere(url: str) -> None:
     result = await module.poll("w1", url, LOOPBACK)
     assert not result.ok
