@@ -98,7 +98,7 @@ class MembridgeClient:
         self.calls = Health()
 
     def __repr__(self) -> str:
-        return f"<MembridgeClient {self._base} {self.calls}>"
+        return f"<{self._who}, {self.calls}>"
 
     async def aclose(self) -> None:
         """End the calls under way, as if the server were away. There will be no others."""
@@ -110,9 +110,11 @@ class MembridgeClient:
         """What the server says of itself. Needs no key, and sends none."""
         answer = await self._needed("/health", with_key=False, retries=RETRIES if retry else 0)
         try:
-            return msgspec.json.decode(answer.body, type=ServerHealth, strict=False)
+            health = msgspec.json.decode(answer.body, type=ServerHealth, strict=False)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._failed(Unavailable(f"{self._who} {ODD_HEALTH}")) from error
+        self._succeeded()
+        return health
 
     async def agents(self) -> list[Agent]:
         """The agents that the server knows; malformed ones are left out, and logged once."""
@@ -122,14 +124,16 @@ class MembridgeClient:
             decoded = await trio.to_thread.run_sync(partial(listed.decode, answer.body, now=self._wall_clock()))
         except ValueError as error:
             raise self._failed(Unavailable(f"{self._who} does not answer like Membridge: {error}")) from error
+        self._succeeded()
         if decoded.skipped and decoded.skipped != self._skipped:
-            log.warning("agents left out", server=self._base, count=len(decoded.skipped), first=decoded.skipped[0])
+            log.warning("agents left out", server=self._who, count=len(decoded.skipped), first=decoded.skipped[0])
         self._skipped = decoded.skipped
         return decoded.agents
 
     async def check_key(self) -> None:
         """Make sure that the server takes the key."""
         await self._needed("/agents", limit=AGENTS_LIMIT)
+        self._succeeded()
 
     async def request(self, method: str, path: str, *, json: Any = None, query: str | None = None) -> Answer:
         """Make any call and hand on its answer, whatever it says; one of 5xx counts as none."""
@@ -147,7 +151,6 @@ class MembridgeClient:
             raise self._failed(Misconfigured(self._refusal(answer.status)))
         if answer.status != 200:
             raise self._failed(Unavailable(f"{self._who} answered {answer.status} to GET {path}"))
-        self._succeeded()
         return answer
 
     async def _call(

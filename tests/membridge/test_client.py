@@ -243,6 +243,14 @@ async def test_the_health_of_the_calls_is_kept(peer: MembridgePeer) -> None:
     await client.aclose()
 
 
+async def test_lies_are_failures_in_a_row(client: MembridgeClient, peer: MembridgePeer) -> None:
+    peer.mode = "lie"
+    for failures, call in enumerate((client.agents, client.health, client.agents), 1):
+        with pytest.raises(Unavailable):
+            await call()
+        assert (client.calls.consecutive_failures, client.calls.last_success) == (failures, None)
+
+
 async def test_calls_under_way_fail_when_the_client_is_closed(client: MembridgeClient, peer: MembridgePeer) -> None:
     peer.mode = "hang"
     errors: list[Unavailable] = []
@@ -292,7 +300,9 @@ def test_no_secret_in_errors() -> None:
     with pytest.raises(Misconfigured) as caught:
         MembridgeClient("http://h", "geheim\nX-Other: 1")
     assert "geheim" not in str(caught.value)
-    assert "geheim" not in repr(MembridgeClient("http://h", "geheim"))
+    client = MembridgeClient("http://user:geheim@h:8000/geheim", "geheim")
+    assert repr(client).startswith("<Membridge at http://h:8000, ")
+    assert "geheim" not in repr(client)
 
 
 async def test_pauses_between_tries(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
