@@ -83,12 +83,7 @@ class Keeper:
 
         Outside the time between `begin` and `retire` there is nobody to run it: it starts with its supervisor.
         """
-        if self.by_hand:
-            return
-        if not self._kept:
-            if self._given_up:
-                self._given_up = False
-                self._set(State.STOPPED, cause)
+        if self.by_hand or not self._kept:
             return
         self._wanted = True
         self._start_cause = cause

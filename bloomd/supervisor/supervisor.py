@@ -125,6 +125,12 @@ class Supervisor:
         keeper.by_hand = False
         keeper.resume(cause)
 
+    def wake_service(self, path: str, cause: str) -> None:
+        """Try a service at once that waits, or that has just become configured. One stopped by hand stays so."""
+        keeper = self._find(path)
+        if not keeper.by_hand:
+            keeper.resume(cause)
+
     async def restart_service(self, path: str, cause: str = "restarted by hand") -> None:
         """Restart a service by hand, or start it when it is stopped."""
         self._find_present(path).by_hand = False

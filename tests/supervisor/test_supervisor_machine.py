@@ -159,6 +159,10 @@ class SupervisorMachine(RuleBasedStateMachine):
     def change_speed(self, path: str, seconds: float) -> None:
         self.actors[path].start_seconds = seconds
 
+    @rule(seconds=st.sampled_from([0.0, FINISH_SECONDS, 1000.0]))
+    def take_time_to_finish(self, seconds: float) -> None:
+        self.actors["upper"].finish_seconds = seconds
+
     @rule(configured=st.booleans())
     def configure(self, configured: bool) -> None:
         self.lone_is_configured = configured
