@@ -143,7 +143,6 @@ class Daemon:
                 nursery.start_soon(self._obey, signals)
                 await nursery.start(self._tree, nursery.cancel_scope)
                 task_status.started()
-        await self.node.membridge.renew()
 
     async def _tree(
         self, whole: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -85,12 +85,14 @@ class Node:
                 return None
         return None
 
-    async def use(self, loaded: Loaded) -> None:
+    def use(self, loaded: Loaded) -> None:
         """Bring these settings into force for all that look at the node."""
-        before, self.loaded = self.loaded, loaded
-        if loaded.settings.membridge != before.settings.membridge:
-            await self.membridge.renew()
+        before, self.loaded = self.loaded.settings.membridge, loaded
+        if self.settings.membridge != before:
+            self.membridge.renew()
             self.sync.wake()
+            if self.membridge.configured:
+                self.root.wake_service("membridge-sync", "settings changed")
 
     async def take_stored(self) -> None:
         """Bring the settings that were made through the API into force.
@@ -99,7 +101,7 @@ class Node:
             Unavailable: the database is away; what was in force stays.
         """
         self.stored = await stored.read(self.database)
-        await self.use(self.loaded.with_stored(self.stored))
+        self.use(self.loaded.with_stored(self.stored))
 
     def _settings_of_membridge(self) -> Any:
         return self.settings.membridge

@@ -82,7 +82,7 @@ class Reloader:
             return ReloadReport(ok=True, result="unchanged", retried=node.root.retry_failed(cause))
 
         changes = changed(old.settings, new.settings)
-        restarts = self._restarts(old.settings, new.settings, sections(changes))
+        restarts = self._restarts(sections(changes))
         try:
             opened = self._binds.open(new.settings.http)
         except Misconfigured as error:
@@ -128,30 +128,23 @@ class Reloader:
     ) -> tuple[Pool | None, list[str]]:
         """Bring these settings into force; the pool that was in use, and the services that are not ready in time."""
         before = self._connector.take(pool) if pool else None
-        await self._node.use(loaded)
+        self._node.use(loaded)
         self._logs.set_level(loaded.settings.log.level)
         self._logs.redact(secrets(loaded.settings))
         self._http.rebind()
         with trio.move_on_after(READY_SECONDS):
             await self._node.root.restart(restarts, cause)
         states = {status.name: status.state for status in self._node.root.status()}
-        return before, [name for name in restarts if states.get(name, State.RUNNING) not in _ready(name)]
+        return before, [name for name in restarts if states.get(name, State.RUNNING) is not State.RUNNING]
 
-    def _restarts(self, old: Settings, new: Settings, changed: frozenset[str]) -> list[str]:
+    def _restarts(self, changed: frozenset[str]) -> list[str]:
         """The services that do not look at the settings by themselves when they act."""
         restarts: list[str] = []
         if changed & {"probes", "database", "minio", "membridge"}:
             restarts.append("probes")
         if "database" in changed:
             restarts += ["notifications"] if self._node.database.away is None else ["database", "notifications"]
-        if (old.membridge.server_url is None) != (new.membridge.server_url is None):
-            restarts.append("membridge-sync")
         return restarts
-
-
-def _ready(service: str) -> tuple[State, ...]:
-    """The states of a service that has taken the settings over. A Membridge that is away says nothing against them."""
-    return (State.RUNNING, State.WAITING) if service == "membridge-sync" else (State.RUNNING,)
 
 
 def _failed(*errors: str) -> ReloadReport:

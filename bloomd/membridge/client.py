@@ -92,19 +92,11 @@ class MembridgeClient:
         self._retry = retry
         self._wall_clock = wall_clock
         self._places = trio.Semaphore(CALLS_AT_ONCE)
-        self._under_way: set[trio.CancelScope] = set()
-        self._closed = False
         self._skipped: list[str] = []
         self.calls = Health()
 
     def __repr__(self) -> str:
         return f"<{self._who}, {self.calls}>"
-
-    async def aclose(self) -> None:
-        """End the calls under way, as if the server were away. There will be no others."""
-        self._closed = True
-        for scope in self._under_way:
-            scope.cancel()
 
     async def health(self, *, retry: bool = True) -> ServerHealth:
         """What the server says of itself. Needs no key, and sends none."""
@@ -188,28 +180,21 @@ class MembridgeClient:
     async def _try(
         self, method: str, target: str, headers: dict[str, str], content: bytes | None, *, deadline: float, limit: int
     ) -> Answer:
-        with trio.CancelScope(deadline=deadline) as scope:
-            self._under_way.add(scope)
-            if self._closed:
-                scope.cancel()
-            try:
-                async with self._places:
-                    answer = await exchange(
-                        method,
-                        self._base + target,
-                        who=self._who,
-                        timeout=self._timeout,
-                        limit=limit,
-                        headers=headers,
-                        content=content,
-                    )
-            finally:
-                self._under_way.remove(scope)
+        with trio.move_on_at(deadline):
+            async with self._places:
+                answer = await exchange(
+                    method,
+                    self._base + target,
+                    who=self._who,
+                    timeout=self._timeout,
+                    limit=limit,
+                    headers=headers,
+                    content=content,
+                )
             if answer.status >= 500:
                 raise Unavailable(f"{self._who} answered {answer.status} to {method} {target.partition('?')[0]}")
             return answer
-        why = "the settings have changed meanwhile" if self._closed else f"no answer within {self._timeout:g} s"
-        raise NotWorthRetrying(f"{self._who}: {why}")
+        raise NotWorthRetrying(f"{self._who}: no answer within {self._timeout:g} s")
 
     def _refusal(self, status: int) -> str:
         if self._key is None:

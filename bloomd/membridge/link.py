@@ -40,8 +40,6 @@ class Link:
             self._client = MembridgeClient(settings.server_url, settings.admin_key, timeout=settings.timeout)
         return self._client
 
-    async def renew(self) -> None:
-        """Forget the client: the settings have changed. Calls under way on the old one fail as if it were away."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+    def renew(self) -> None:
+        """Forget the client: the settings have changed. Calls under way on the old one end as they began."""
+        self._client = None

@@ -18,7 +18,5 @@ async def peer() -> AsyncIterator[MembridgePeer]:
 
 
 @pytest.fixture
-async def client(peer: MembridgePeer) -> AsyncIterator[MembridgeClient]:
-    client = MembridgeClient(peer.url, KEY, timeout=1.0, retry=IMPATIENT)
-    yield client
-    await client.aclose()
+def client(peer: MembridgePeer) -> MembridgeClient:
+    return MembridgeClient(peer.url, KEY, timeout=1.0, retry=IMPATIENT)

@@ -50,7 +50,6 @@ async def test_cancelled_calls_leave_nothing_behind(peer: MembridgePeer) -> None
     async with trio.open_nursery() as nursery:
         for _ in range(2 * CALLS_AT_ONCE):
             nursery.start_soon(client.agents)
-    await client.aclose()
 
 
 async def test_who_finds_no_place_waits_no_longer_than_others(peer: MembridgePeer) -> None:
@@ -160,7 +159,6 @@ async def test_nobody_there() -> None:
         client = MembridgeClient(url, KEY, retry=IMPATIENT)
         with pytest.raises(Unavailable, match=f"^Membridge at {url}: connection refused$"):
             await client.agents()
-        await client.aclose()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,6 @@ async def test_a_name_that_does_not_resolve(url: str, sentence: str) -> None:
     client = MembridgeClient(url, KEY, retry=IMPATIENT)
     with pytest.raises(Unavailable, match=sentence):
         await client.health(retry=False)
-    await client.aclose()
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip"])
@@ -187,7 +184,6 @@ async def test_a_call_ends_in_time_and_is_not_repeated(peer: MembridgePeer, mode
         await client.agents()
     assert trio.current_time() - started < 2.0
     assert len(peer.requests) == 1
-    await client.aclose()
 
 
 async def test_a_huge_answer_is_left(client: MembridgeClient, peer: MembridgePeer) -> None:
@@ -220,7 +216,6 @@ async def test_a_key_that_is_not_taken(peer: MembridgePeer, key: str | None, sen
         assert "membridge.admin_key" in str(caught.value)
         assert "wrong" not in str(caught.value)
     assert len(peer.requests) == 2
-    await client.aclose()
 
 
 async def test_the_health_of_the_calls_is_kept(peer: MembridgePeer) -> None:
@@ -240,7 +235,6 @@ async def test_the_health_of_the_calls_is_kept(peer: MembridgePeer) -> None:
     peer.mode = "ok"
     await client.health()
     assert client.calls == Health(last_success=1_700_000_000_500)
-    await client.aclose()
 
 
 async def test_lies_are_failures_in_a_row(client: MembridgeClient, peer: MembridgePeer) -> None:
@@ -249,24 +243,6 @@ async def test_lies_are_failures_in_a_row(client: MembridgeClient, peer: Membrid
         with pytest.raises(Unavailable):
             await call()
         assert (client.calls.consecutive_failures, client.calls.last_success) == (failures, None)
-
-
-async def test_calls_under_way_fail_when_the_client_is_closed(client: MembridgeClient, peer: MembridgePeer) -> None:
-    peer.mode = "hang"
-    errors: list[Unavailable] = []
-
-    async def call() -> None:
-        with pytest.raises(Unavailable) as caught:
-            await client.agents()
-        errors.append(caught.value)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(call)
-        await peer.received(1)
-        await client.aclose()
-        nursery.start_soon(call)
-    assert len(errors) == 2
-    assert len(peer.requests) == 1
 
 
 async def test_a_hanging_call_delays_no_other(client: MembridgeClient, peer: MembridgePeer) -> None:
@@ -285,7 +261,6 @@ async def test_a_path_in_the_url_is_kept(peer: MembridgePeer) -> None:
     client = MembridgeClient(f"{peer.url}/membridge/", KEY)
     await client.request("GET", "/jobs")
     assert peer.requests[0].path == "/membridge/jobs"
-    await client.aclose()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""Workers over HTTP."""
+
+import pytest
+
+WORKER_FIELDS = {
+    "id", "node_id", "url", "status", "capabilities", "last_heartbeat", "ip_addrs", "obs_count", "db_sha",
+    "registered_at", "active_leases", "agent_version", "os_info", "install_method", "cordoned", "draining", "source",
+}  # fmt: skip
+
+
+def test_what_an_agent_in_the_field_sends_is_kept(api):
+    body = {
+        "name": "worker-rpi4b", "url": "http://10.0.0.5:8001", "status": "online", "ip_addrs": ["10.0.0.5"],
+        "capabilities": {"claude_cli": True, "max_concurrency": 2, "labels": ["openrc", "aarch64"], "extra": {"a": 1}},
+        "agent_version": "1.2", "os_info": "Alpine", "install_method": "script",
+    }  # fmt: skip
+    first = api.post("/api/runtime/workers", json=body)
+    assert (first.status_code, set(first.json())) == (201, WORKER_FIELDS)
+    worker = first.json()
+    assert worker["capabilities"] == body["capabilities"]
+    assert (worker["agent_version"], worker["os_info"], worker["install_method"]) == ("1.2", "Alpine", "script")
+    again = api.post("/api/runtime/workers", json={"name": "worker-rpi4b", "capabilities": {"max_concurrency": 3}})
+    assert again.status_code == 200
+    assert again.json()["capabilities"] == {**body["capabilities"], "max_concurrency": 3}
+    assert again.json()["url"] == "http://10.0.0.5:8001"
+
+
+def test_one_worker_shows_what_it_holds(api, create, register):
+    register("w1", capabilities={"max_concurrency": 2})
+    task = create()
+    lease = api.post(f"/api/runtime/llm-tasks/{task['id']}/lease").json()["lease"]
+    worker = api.get("/api/runtime/workers/w1").json()
+    assert worker["leases"] == [lease]
+    assert worker["active_leases"] == 1
+
+
+def test_removing_a_worker(api, create, register):
+    register("w1")
+    task = create()
+    api.post(f"/api/runtime/llm-tasks/{task['id']}/lease")
+    refused = api.delete("/api/runtime/workers/w1")
+    assert (refused.status_code, "force=true" in refused.json()["error"]) == (409, True)
+    removed = api.delete("/api/runtime/workers/w1", params={"force": "true"})
+    assert (removed.status_code, removed.json()) == (200, {"removed": True, "id": "w1"})
+    assert api.get(f"/api/runtime/llm-tasks/{task['id']}").json()["status"] == "queued"
+    assert api.delete("/api/runtime/workers/w1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "x" * 129}, "name"),
+        ({"name": "w", "url": "ftp://x"}, "url"),
+        ({"name": "w", "status": "busy"}, "status"),
+        ({"name": "w", "capabilities": {"max_concurrency": 0}}, "capabilities.max_concurrency"),
+        ({"name": "w", "capabilities": {"max_concurrency": 33}}, "capabilities.max_concurrency"),
+        ({"name": "w", "capabilities": []}, "capabilities"),
+    ],
+)
+def test_bad_registrations(api, body, field):
+    answer = api.post("/api/runtime/workers", json=body)
+    assert answer.status_code == 400
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+def test_filters(api, register):
+    register("on")
+    register("off", status="offline")
+    assert [worker["id"] for worker in api.get("/api/runtime/workers", params={"status": "offline"}).json()] == ["off"]
+    assert {worker["id"] for worker in api.get("/api/runtime/workers").json()} == {"on", "off"}
