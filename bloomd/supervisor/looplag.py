@@ -5,8 +5,8 @@ from collections import deque
 import trio
 
 # A stall that begins and ends within one sleep is not seen, and a longer one is seen shortened by what was left of it:
-# so this is how much a sample may miss. Ten wake-ups a second cost less than a thousandth of a core.
-PROBE_INTERVAL = 0.1
+# so this is how much a sample may miss. Five wake-ups a second cost about a thousandth of a core.
+PROBE_INTERVAL = 0.2
 # A stall is worth seeing for a while after it has passed.
 WINDOW_SECONDS = 60.0
 

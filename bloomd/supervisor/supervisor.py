@@ -127,9 +127,7 @@ class Supervisor:
 
     def wake_service(self, path: str, cause: str) -> None:
         """Try a service at once that waits, or that has just become configured. One stopped by hand stays so."""
-        keeper = self._find(path)
-        if not keeper.by_hand:
-            keeper.resume(cause)
+        self._find(path).resume(cause)
 
     async def restart_service(self, path: str, cause: str = "restarted by hand") -> None:
         """Restart a service by hand, or start it when it is stopped."""
