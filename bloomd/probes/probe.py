@@ -31,6 +31,9 @@ Check = Callable[[], Awaitable[None] | None]
 # A quarter of an hour at the default interval: enough for a p99 to mean something.
 LATENCIES_KEPT = 100
 
+# At the start of everything a dependency is often a moment late: nobody should have to wait an interval to know it.
+UNKNOWN_INTERVAL = 1.0
+
 
 class ProbeStatus(msgspec.Struct, frozen=True):
     """What is known of a dependency."""
@@ -79,12 +82,12 @@ class Probe:
         return f"<Probe {self.name} {self.status.state}>"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Check at once and then every interval."""
+        """Check at once and then every interval; every second as long as nothing is known."""
         task_status.started()
         while True:
-            due = trio.current_time() + self._settings().interval
-            await self.now()
-            await trio.sleep_until(due)
+            began, interval = trio.current_time(), self._settings().interval
+            status = await self.now()
+            await trio.sleep_until(began + (min(interval, UNKNOWN_INTERVAL) if status.state == "unknown" else interval))
 
     async def now(self) -> ProbeStatus:
         """Check now, whether or not the probe runs; a check that is under way is waited for instead."""

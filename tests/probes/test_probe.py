@@ -48,10 +48,20 @@ def dependency() -> Dependency:
 
 
 async def test_checks_at_once_and_every_interval(autojump_clock: MockClock, dependency: Dependency) -> None:
+    dependency.settings = Probes(interval=10.0, timeout=3.0, rise=1)
     dependency.seconds = 2.0
     with trio.move_on_after(35):
         await dependency.probe().run()
     assert dependency.checks == [0.0, 10.0, 20.0, 30.0]
+
+
+async def test_checks_every_second_until_something_is_known(autojump_clock: MockClock, dependency: Dependency) -> None:
+    dependency.settings = Probes(interval=10.0, timeout=3.0, fall=3, rise=1)
+    dependency.trouble = Unavailable("not there yet")
+    with trio.move_on_after(25):
+        await dependency.probe().run()
+    assert dependency.checks == [0.0, 1.0, 2.0, 12.0, 22.0]
+    assert [change.state for change in dependency.changes] == ["down"]
 
 
 async def test_started_before_anything_has_answered(
@@ -119,7 +129,7 @@ async def test_a_hanging_probe_delays_no_other(
     nursery.start_soon(hanging.probe().run)
     await nursery.start(dependency.probe().run)
     await trio.sleep(25)
-    assert dependency.checks == [0.0, 10.0, 20.0]
+    assert dependency.checks == [0.0, 1.0, 11.0, 21.0]
     assert dependency.changes[0].state == "up"
 
 
@@ -174,8 +184,8 @@ async def test_settings_count_from_the_next_check(
     await nursery.start(probe.run)
     await trio.sleep(5)
     dependency.settings = Probes(interval=1.0, timeout=0.05, fall=1)
-    await trio.sleep(5.5)
-    assert dependency.checks == [0.0, 10.0]
+    await trio.sleep(6.5)
+    assert dependency.checks == [0.0, 1.0, 11.0]
     assert probe.status.error == "no answer within 0.05 s"
     assert probe.status.state == "down"
 
