@@ -134,8 +134,9 @@ class Reloader:
         self._http.rebind()
         with trio.move_on_after(READY_SECONDS):
             await self._node.root.restart(restarts, cause)
-        states = {status.name: status.state for status in self._node.root.status()}
-        return before, [name for name in restarts if states.get(name, State.RUNNING) is not State.RUNNING]
+        status = {each.name: each for each in self._node.root.status()}
+        late = [name for name in restarts if status[name].state is not State.RUNNING and not status[name].by_hand]
+        return before, late
 
     def _restarts(self, changed: frozenset[str]) -> list[str]:
         """The services that do not look at the settings by themselves when they act."""

@@ -113,6 +113,15 @@ def test_another_database_is_taken_over_without_a_gap_or_not_at_all(bloomd, post
     assert daemon.http.get("/api/runtime/llm-tasks").json() == []
 
 
+def test_a_service_stopped_by_hand_stays_so_and_does_not_spoil_the_reload(bloomd):
+    daemon = bloomd().start()
+    assert daemon.ctl("stop", "probes").returncode == 0
+    daemon.configure(probes__interval=7)
+    assert reload(daemon)[1]["result"] == "reloaded"
+    probes = next(each for each in daemon.status()["services"] if each["name"] == "probes")
+    assert (probes["state"], probes["by_hand"]) == ("stopped", True)
+
+
 def test_a_key_is_exchanged_at_once(bloomd):
     daemon = bloomd().start()
     daemon.configure(http__api_key="another-key-that-is-long")
