@@ -23,8 +23,11 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(VENV)/bin/python -m bench $(ARGS)
 
+# What is made from the settings' model. Tests fail when it is not up to date.
 docs: $(VENV)/.dev
 	$(VENV)/bin/python -m bloomd.settings.document example > bloomd.yaml.example
+	$(VENV)/bin/python -m bloomd.settings.document man > man/.keys
+	sed -i -e '/Keys: begin/r man/.keys' -e '/Keys: begin/,/Keys: end/{/Keys: /!d}' man/bloomd.yaml.5 && rm man/.keys
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bloomd needs Python 3.11 or newer; none was found. Install one, or say which: make run PYTHON=/path/to/python3" >&2; exit 1; }
