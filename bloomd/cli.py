@@ -171,10 +171,10 @@ def _dev(options: argparse.Namespace) -> int:
     if options.allow_host:
         explicit["http.allowed_hosts"] = options.allow_host
     read = partial(load, None, environ=os.environ, preset=preset, options=explicit)
-    return _serve(read, embedded=embedded, auto_migrate=True, announce=partial(_announce, directory, embedded))
+    return _serve(read, embedded=embedded, auto_migrate=True, announce=partial(_announce, embedded))
 
 
-def _announce(directory: Path, embedded: Embedded | None, loaded: Loaded) -> None:
+def _announce(embedded: Embedded | None, loaded: Loaded) -> None:
     settings = loaded.settings
     [bind, *_] = settings.http.bind
     host, _, port = bind.rpartition(":")
@@ -189,7 +189,7 @@ def _announce(directory: Path, embedded: Embedded | None, loaded: Loaded) -> Non
                 f"  API     {url}/api/runtime/health",
                 f"  socket  {socket}",
                 f"  data    {embedded.cluster.directory if embedded else 'the database of DATABASE_URL'}",
-                f"  stop    Ctrl-C; the data stays in {directory}",
+                "  stop    Ctrl-C; the data stays",
                 "",
                 "  try next, in another terminal:",
                 "",
