@@ -5,7 +5,7 @@ import socket
 
 import psycopg
 import trio
-from psycopg._conninfo_utils import get_param, get_param_def, is_ip_address, split_attempts
+from psycopg._conninfo_utils import get_param, get_param_def, split_attempts
 from psycopg.abc import ConnDict
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -92,10 +92,8 @@ async def _resolved(params: ConnDict) -> list[ConnDict]:
     host = get_param(params, "host")
     if not host or host.startswith(("/", "@")) or get_param(params, "hostaddr"):
         return [params]
-    if is_ip_address(host):
-        return [{**params, "hostaddr": host}]
     default = get_param_def("port")
     port = get_param(params, "port") or (default and default.compiled) or "5432"
-    # Resolves in a thread.
+    # In a thread, unless it is an address already.
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [{**params, "hostaddr": str(address[0])} for *_, address in found]

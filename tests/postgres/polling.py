@@ -16,5 +16,5 @@ async def one(connection: Connection[Any], query: str, *params: object) -> Any:
 
 async def eventually(condition: Callable[[], Awaitable[object]], *, seconds: float = 15.0) -> None:
     with trio.fail_after(seconds):
-        while not await condition():  # noqa: ASYNC110 (the server's doing: there is no event to wait for)
+        while not await condition():
             await trio.sleep(0.01)

@@ -1,5 +1,7 @@
 """What a cancellation means at each moment of an operation (the table at the head of bloomd.postgres.connection)."""
 
+import os
+import signal
 from typing import Any
 
 import psycopg
@@ -11,6 +13,7 @@ from psycopg.pq import TransactionStatus
 from servers import PostgresServer
 
 from bloomd.postgres import Connection, Pool
+from bloomd.postgres.connection import CANCEL_SECONDS
 
 FAR_LONGER_THAN_THE_TEST = "SELECT pg_sleep(600)"
 
@@ -114,10 +117,40 @@ async def test_a_cancel_that_cannot_be_delivered_closes_the_connection(
 async def test_cancelled_in_the_middle_of_sending_the_connection_is_closed(mortal_server: PostgresServer) -> None:
     connection = await Connection.connect(mortal_server.conninfo())
     mortal_server.sigstop()
+    began = trio.current_time()
     with trio.move_on_after(0.1) as scope:
         await connection.execute("SELECT length(%s)", ["x" * 50_000_000])
     assert scope.cancelled_caught
     assert connection.closed
+    assert trio.current_time() - began < CANCEL_SECONDS / 2, "there is nothing to wait for"
+
+
+async def test_without_an_answer_the_connection_is_closed_in_the_end(
+    mortal_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bloomd.postgres.connection.CANCEL_SECONDS", 0.2)
+    connection = await Connection.connect(mortal_server.conninfo())
+    mortal_server.sigstop()
+    with trio.move_on_after(0.1) as scope:
+        await connection.execute("SELECT 1")
+    assert scope.cancelled_caught
+    assert connection.closed
+
+
+async def test_a_session_that_does_not_react_to_the_cancel_is_closed_in_the_end(
+    mortal_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes the request, but the session that it is for is stuck."""
+    monkeypatch.setattr("bloomd.postgres.connection.CANCEL_SECONDS", 0.2)
+    connection = await Connection.connect(mortal_server.conninfo())
+    os.kill(connection.info.backend_pid, signal.SIGSTOP)
+    try:
+        with trio.move_on_after(0.1) as scope:
+            await connection.execute("SELECT 1")
+        assert scope.cancelled_caught
+        assert connection.closed
+    finally:
+        mortal_server.sigcont()
 
 
 async def test_cancelled_in_pipeline_mode_the_connection_is_closed(connection: Connection[Any]) -> None:
@@ -206,6 +239,24 @@ async def test_a_cancelled_begin_leaves_no_transaction(connection: Connection[An
         assert connection.info.transaction_status == TransactionStatus.IDLE
         async with connection.transaction() as transaction:
             assert not transaction.savepoint_name, "it is not nested in one that was left open"
+
+
+async def test_cancelled_between_the_lock_and_the_begin(connection: Connection[Any]) -> None:
+    for _ in range(20):  # trio shuffles who runs first: often enough for either order
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                # Runs when this task yields first, which is when it takes the connection's lock.
+                nursery.start_soon(cancel, scope)
+                async with connection.transaction():
+                    await trio.sleep_forever()
+        assert scope.cancelled_caught
+        async with connection.transaction() as transaction:
+            assert not transaction.savepoint_name
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+
+
+async def cancel(scope: trio.CancelScope) -> None:
+    scope.cancel()
 
 
 async def test_a_savepoint_that_is_cancelled_leaves_the_outer_transaction(connection: Connection[Any]) -> None:

@@ -1,5 +1,6 @@
 import math
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -157,6 +158,23 @@ async def test_another_tasks_abandoned_notifies_keeps_the_lock_free(connection: 
     # The generator stands at its yield, its task is gone, and the connection can be used.
     assert await one(connection, "SELECT 1") == 1
     await notifications.aclose()
+
+
+async def test_a_generator_that_another_task_closes_gives_the_lock_back(connection: Connection[Any]) -> None:
+    async def rows() -> AsyncGenerator[Any, None]:
+        async with connection.cursor().copy("COPY (SELECT generate_series(1, 1000000)) TO STDOUT") as copy:
+            while row := await copy.read_row():
+                yield row
+
+    generator = rows()
+
+    async def take_one() -> None:
+        assert await anext(generator) == ("1",)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_one)
+    await generator.aclose()
+    assert await one(connection, "SELECT 1") == 1
 
 
 async def test_notifies_ends_at_its_timeout_and_reads_what_is_there(connection: Connection[Any]) -> None:

@@ -80,5 +80,5 @@ async def test_cancelled_it_leaves_no_session(mortal_server: PostgresServer) -> 
     async with await Connection.connect(mortal_server.conninfo()) as connection:
         left = "SELECT FROM pg_stat_activity WHERE application_name = 'bloomd listener'"
         with trio.fail_after(10):
-            while (await connection.execute(left)).rowcount:  # noqa: ASYNC110
+            while (await connection.execute(left)).rowcount:
                 await trio.sleep(0.01)
