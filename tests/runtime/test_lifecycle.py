@@ -79,17 +79,17 @@ async def test_an_error_is_tried_again_until_it_is_dead(db, new_task, new_worker
 
 
 @pytest.mark.parametrize(
-    ("completion", "retry"),
+    ("said", "retry"),
     [
         (Completion(status="error", retryable=False), RETRY),
         (Completion(status="error"), Retry(errors=False)),
     ],
 )
-async def test_a_permanent_error_fails_the_task(db, new_task, new_worker, completion, retry):
+async def test_a_permanent_error_fails_the_task(db, new_task, new_worker, said, retry):
     await new_worker()
     task = await new_task()
     await leases.lease(db, task.id, actor="test")
-    done = await completion.complete(db, task.id, completion, retry=retry, actor="test")
+    done = await completion.complete(db, task.id, said, retry=retry, actor="test")
     assert (done.task.status, done.task.error_message) == ("failed", "the worker gave no reason")
     assert (await tasks.requeue(db, task.id, actor="test")).status == "queued"
 

@@ -1,0 +1,120 @@
+"""`bloomd dev`: everything on one machine by one command, and nothing left of it afterwards."""
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from bloomd_process import BIN
+from servers import eventually, free_port
+
+# What a developer may have set is not this test's affair.
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "RUNTIME_API_KEY", "PORT")}
+
+
+class Dev:
+    def __init__(self, directory: Path, *arguments: str, **environ: str) -> None:
+        self.directory, self.port = directory, free_port()
+        self.output = directory.with_suffix(".log")
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [BIN / "bloomd", "dev", "--dir", directory, "--port", str(self.port), *arguments],
+                stdout=output, stderr=subprocess.STDOUT, env=CLEAN | environ, start_new_session=True,
+            )  # fmt: skip
+        self.api = f"http://127.0.0.1:{self.port}/api/runtime"
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.output.read_text()
+        return "bloomd is ready" in self.output.read_text()
+
+    def servers(self) -> list[int]:
+        """The PostgreSQL processes that serve this directory."""
+        data = str((self.directory / "postgres").resolve())
+        lines = subprocess.run(["pgrep", "-af", data], capture_output=True, text=True, check=False).stdout.splitlines()
+        return [int(line.split()[0]) for line in lines if "postgres -D" in line]
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def dev() -> Iterator[Callable[..., Dev]]:
+    directory = Path(tempfile.mkdtemp(prefix="bloomd-dev-", dir="/tmp"))
+    started: list[Dev] = []
+
+    def start(*arguments: str, **environ: str) -> Dev:
+        started.append(Dev(directory / "d", *arguments, **environ))
+        eventually(started[-1].ready)
+        return started[-1]
+
+    directory.chmod(0o755)
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.end(signal.SIGKILL)
+
+
+def test_ctrl_c_stops_everything_and_the_next_start_finds_its_data(dev):
+    first = dev()
+    task = httpx.post(f"{first.api}/llm-tasks", json={"prompt": "x"}).json()["id"]
+    said = first.output.read_text()
+    for what in (str(first.port), str(first.directory / "bloomd.sock"), "bloomd-ctl", "Ctrl-C"):
+        assert what in said
+    assert len(first.servers()) == 1
+    assert first.end(signal.SIGINT) == 0
+    assert first.servers() == []
+    assert not (first.directory / "bloomd.sock").exists()
+    second = dev()
+    assert httpx.get(f"{second.api}/llm-tasks/{task}").json()["status"] == "queued"
+    assert second.end(signal.SIGTERM) == 0
+
+
+def test_kill_9_leaves_nothing_running_and_the_next_start_recovers(dev):
+    first = dev()
+    task = httpx.post(f"{first.api}/llm-tasks", json={"prompt": "x"}).json()["id"]
+    first.end(signal.SIGKILL)
+    eventually(lambda: first.servers() == [], seconds=10)
+    second = dev()
+    assert httpx.get(f"{second.api}/llm-tasks/{task}").json()["status"] == "queued"
+
+
+def test_a_second_one_in_the_same_directory_is_refused(dev):
+    first = dev()
+    other = Dev(first.directory)
+    assert other.process.wait(20) == 78
+    assert f"another bloomd (pid {first.process.pid}) is running" in other.output.read_text()
+
+
+def test_without_membridge_its_routes_say_502_and_auth_is_off(dev):
+    assert httpx.get(dev().api.replace("runtime", "membridge") + "/agents").status_code == 502
+
+
+def test_a_hosted_sandbox_is_served_when_asked_for_and_warned_of(dev):
+    running = dev("--bind", "0.0.0.0", "--allow-unauthenticated", "--allow-host", "sandbox.example")
+    assert httpx.get(f"{running.api}/stats", headers={"Host": "sandbox.example"}).status_code == 200
+    assert httpx.get(f"{running.api}/stats", headers={"Host": "other.example"}).status_code == 403
+    assert "whoever reaches the port may do everything" in running.output.read_text()
+
+
+def test_the_key_of_the_environment_counts(dev):
+    running = dev(RUNTIME_API_KEY="a-key-of-the-environment")
+    assert httpx.get(f"{running.api}/stats").status_code == 401
+    assert httpx.get(f"{running.api}/stats", headers={"X-Runtime-API-Key": "a-key-of-the-environment"}).is_success
+
+
+def test_beyond_loopback_without_a_key_is_refused():
+    directory = Path(tempfile.mkdtemp(prefix="bloomd-dev-", dir="/tmp")) / "d"
+    refused = Dev(directory, "--bind", "0.0.0.0")
+    assert refused.process.wait(20) == 78
+    assert "allow" in refused.output.read_text()
+
+
+def test_a_database_of_its_own_is_used_when_it_is_named(dev, database):
+    running = dev(DATABASE_URL=database)
+    assert running.servers() == []
+    assert httpx.post(f"{running.api}/llm-tasks", json={"prompt": "x"}).status_code == 201
