@@ -1,0 +1,112 @@
+"""`python -m bench.client PORT KEY UNIT CONNECTIONS SECONDS`: keeps bloomd busy, from a process of its own.
+
+Plain sockets and one selector: a real HTTP client would need more of the machine than the daemon. Every connection
+does its unit of work again and again. A line says that the warm-up is over, and one at the end has the figures.
+"""
+
+import json
+import re
+import selectors
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+WARM_UP_SECONDS = 1.0
+
+TASKS = "/api/runtime/llm-tasks"
+TASK = {"prompt": "Summarise the attached minutes in three sentences.", "agent_slug": "summary"}
+RESULT = {"status": "success", "output": "They met. They agreed. They will meet again.", "metrics": {"duration_ms": 9}}
+
+# Yields requests (method, path, body) and is sent the decoded answers.
+Unit = Generator[tuple[str, str, Any], Any, None]
+
+
+def health() -> Unit:
+    yield "GET", "/api/runtime/health", {}
+
+
+def stats() -> Unit:
+    yield "GET", "/api/runtime/stats", {}
+
+
+def create() -> Unit:
+    yield "POST", TASKS, TASK
+
+
+def cycle() -> Unit:
+    task = yield "POST", TASKS, TASK
+    path = f"{TASKS}/{task['id']}"
+    leased = yield "POST", f"{path}/lease", {}
+    proof = {"lease_id": leased["lease"]["id"]}
+    yield "POST", f"{path}/heartbeat", proof
+    yield "POST", f"{path}/complete", RESULT | proof
+
+
+class Connection:
+    def __init__(self, port: str, key: str, unit: Callable[[], Unit]) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", int(port)))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._key = key
+        self._unit = unit
+        self._begin()
+
+    def receive(self) -> float | None:
+        """Read what has come, and go on when an answer is complete; the seconds of the unit when that ended it."""
+        chunk = self.socket.recv(1 << 16)
+        self._received += chunk
+        head, _, body = self._received.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+        if not chunk or (length and int(head[9:12]) >= 300):
+            raise SystemExit(f"bloomd refused: {self._received.decode()}")
+        if not length or len(body) < int(length[1]):
+            return None
+        try:
+            self._send(*self._steps.send(json.loads(body)))
+        except StopIteration:
+            took = time.monotonic() - self._began
+            self._begin()
+            return took
+        return None
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+        self._steps = self._unit()
+        self._send(*next(self._steps))
+
+    def _send(self, method: str, path: str, body: Any) -> None:
+        content = json.dumps(body) if body else ""
+        head = f"{method} {path} HTTP/1.1\r\nhost: bench\r\nx-runtime-api-key: {self._key}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        self._received = b""
+        self.socket.sendall((head + content).encode())
+
+
+def _work(selector: selectors.BaseSelector, seconds: float) -> list[float]:
+    units: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        units += [took for key, _ in selector.select(0.1) if (took := key.data())]
+    return units
+
+
+def main(port: str, key: str, unit: str, connections: str, seconds: str) -> None:
+    with selectors.DefaultSelector() as selector:
+        for _ in range(int(connections)):
+            connection = Connection(
+                port, key, {"health": health, "stats": stats, "create": create, "cycle": cycle}[unit]
+            )
+            selector.register(connection.socket, selectors.EVENT_READ, connection.receive)
+        _work(selector, WARM_UP_SECONDS)
+        print("warm", flush=True)
+        units = _work(selector, float(seconds))
+        cuts = statistics.quantiles(units, n=100)
+        print(json.dumps({"per s": len(units) / float(seconds), "p50 ms": cuts[49] * 1e3, "p99 ms": cuts[98] * 1e3}))
+        sys.stdout.flush()
+        sys.stdin.read()  # until our CPU time was looked at
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
