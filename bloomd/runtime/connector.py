@@ -24,6 +24,9 @@ WATCH_INTERVAL = 1.0
 # A server that does not answer the simplest question for this long is frozen, or as good as.
 WATCH_TIMEOUT = 5.0
 
+# What the deployment guide promises, and the oldest that is still maintained.
+OLDEST_SERVER = 140000
+
 
 class Connector:
     def __init__(
@@ -78,6 +81,7 @@ class Connector:
         )
         try:
             async with pool.connection() as connection:
+                _check_version(connection.info.server_version)
                 if self._auto_migrate:
                     await migrate(connection, MIGRATIONS, report=_report)
                 schema = await status(connection, MIGRATIONS)
@@ -117,6 +121,14 @@ class Connector:
             finally:
                 with trio.CancelScope(shield=True):
                     await connection.close()
+
+
+def _check_version(version: int) -> None:
+    """`version` as libpq has it: 150004 is 15.4."""
+    if version < OLDEST_SERVER:
+        raise Misconfigured(
+            f"this is PostgreSQL {version // 10000}, and bloomd needs {OLDEST_SERVER // 10000} or newer; upgrade it"
+        )
 
 
 def _check(schema: SchemaStatus) -> None:

@@ -1,13 +1,13 @@
 """The way from the rules to PostgreSQL: the pool, behind a gate that only a matching schema opens."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, LiteralString, TypeVar
 
 import msgspec
 import trio
 from psycopg.errors import DeadlockDetected
-from psycopg.rows import dict_row
+from psycopg.rows import TupleRow, dict_row
 
 from bloomd.errors import Unavailable
 from bloomd.postgres import Connection, Pool
@@ -57,7 +57,7 @@ class Database:
         Raises:
             Unavailable: no database at the moment.
         """
-        async with self._doubting(), self._open_pool().transaction() as connection:
+        async with self._connection() as connection, connection.transaction():
             yield connection
 
     async def rows(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
@@ -69,7 +69,7 @@ class Database:
 
     async def execute(self, query: LiteralString, /, **parameters: object) -> int:
         """Run one statement that gives no rows; how many it changed. Autocommitted."""
-        async with self._doubting(), self._open_pool().connection() as connection:
+        async with self._connection() as connection:
             return (await connection.execute(query, parameters)).rowcount
 
     async def row(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> Row | None:
@@ -87,13 +87,23 @@ class Database:
     async def _rows(
         self, struct: type[Row], query: LiteralString, parameters: dict[str, object], prepare: bool | None = None
     ) -> list[Row]:
-        async with self._doubting(), self._open_pool().connection() as connection:
+        async with self._connection() as connection:
             return await rows(connection, struct, query, parameters, prepare=prepare)
 
     @asynccontextmanager
-    async def _doubting(self) -> AsyncGenerator[None]:
+    async def _connection(self) -> AsyncGenerator[Connection[TupleRow]]:
+        """Borrow a connection; from the pool that took the place of the one asked first, when that has closed."""
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                connection = None
+                while connection is None:
+                    pool = self._open_pool()
+                    try:
+                        connection = await stack.enter_async_context(pool.connection())
+                    except Unavailable:
+                        if self._pool is pool:
+                            raise
+                yield connection
         except Unavailable:
             self.doubted.set()
             raise
