@@ -36,13 +36,6 @@ WITH task AS (
            id, 'result', octet_length(%(content)s::text), encode(sha256(convert_to(%(content)s::text, 'UTF8')), 'hex')
       FROM lease
     RETURNING *
-), result AS (
-    INSERT INTO llm_results (id, task_id, worker_id, artifact_id, status, output, error_message, metrics, completed_at,
-                             lease_id)
-    SELECT %(result_id)s, lease.task_id, lease.worker_id, artifact.id, %(outcome)s, %(output)s, %(error_message)s,
-           %(metrics)s, lease.ended_at, lease.id
-      FROM lease, artifact
-    RETURNING *
 ), moved AS (
     UPDATE llm_tasks
        SET status        = next.status,
@@ -60,25 +53,41 @@ WITH task AS (
                            bloom_retry_delay_ms(task.attempts, %(retry_ms)s, %(retry_max_ms)s) AS delay_ms) AS next
      WHERE llm_tasks.id = lease.task_id
     RETURNING llm_tasks.*
+), result AS (
+    INSERT INTO llm_results (id, task_id, worker_id, artifact_id, status, output, error_message, metrics, completed_at,
+                             lease_id, task_state)
+    SELECT %(result_id)s, lease.task_id, lease.worker_id, artifact.id, %(outcome)s, %(output)s, %(error_message)s,
+           %(metrics)s, lease.ended_at, lease.id,
+           jsonb_build_object('status', moved.status, 'lease_id', moved.lease_id, 'worker_id', moved.worker_id,
+                              'attempts', moved.attempts, 'retry_at', moved.retry_at,
+                              'error_message', moved.error_message, 'updated_at', moved.updated_at)
+      FROM lease, artifact, moved
+    RETURNING *
 ), alive AS (
     UPDATE workers
        SET status = 'online', alive_at = lease.ended_at, last_heartbeat = lease.ended_at
       FROM lease
      WHERE workers.id = lease.worker_id
        AND (workers.status <> 'online' OR coalesce(workers.alive_at, 0) < lease.ended_at - 1000)
+    RETURNING workers.id, workers.alive_at
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), lease.ended_at,
            'task.' || CASE moved.status WHEN 'queued' THEN 'retried' ELSE moved.status END, 'task', moved.id, %(actor)s,
            %(outcome)s || ' from worker ' || lease.worker_id || ', lease ' || lease.id || ', attempt ' || moved.attempts
       FROM moved, lease
+    UNION ALL
+    SELECT gen_random_uuid(), alive.alive_at, 'worker.online', 'worker', alive.id, 'bloomd', 'it completed a task'
+      FROM alive
+      JOIN workers AS before ON before.id = alive.id AND before.status <> 'online'
 )
 SELECT to_jsonb(moved) AS task, to_jsonb(artifact) AS artifact, to_jsonb(result) AS result
   FROM moved, artifact, result
 """
 
 COMPLETED_BEFORE = """
-SELECT to_jsonb(llm_tasks) AS task, to_jsonb(runtime_artifacts) AS artifact, to_jsonb(llm_results) AS result
+SELECT to_jsonb(llm_tasks) || llm_results.task_state AS task, to_jsonb(runtime_artifacts) AS artifact,
+       to_jsonb(llm_results) AS result
   FROM llm_results
   JOIN llm_tasks ON llm_tasks.id = llm_results.task_id
   JOIN runtime_artifacts ON runtime_artifacts.id = llm_results.artifact_id

@@ -1,21 +1,22 @@
 """The way from the rules to PostgreSQL: the pool, behind a gate that only a matching schema opens."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, LiteralString, TypeVar
 
 import msgspec
 import trio
-from psycopg.errors import DeadlockDetected
+from psycopg.errors import DeadlockDetected, LockNotAvailable, QueryCanceled
 from psycopg.rows import TupleRow, dict_row
 
-from bloomd.errors import Unavailable
+from bloomd.errors import Unavailable, one_line
 from bloomd.postgres import Connection, Pool
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+Answer = TypeVar("Answer")
 
-# All our statements lock in one order, so a deadlock takes a stranger (a psql session, a migration). The victim was
-# rolled back whole; a few tries are enough, because the other side has moved on by then.
+# Our statements lock tasks before leases before workers, so a deadlock takes a stranger (a psql session, a migration).
+# The victim was rolled back whole; a few tries are enough, because the other side has moved on by then.
 DEADLOCK_TRIES = 3
 
 
@@ -62,15 +63,7 @@ class Database:
 
     async def rows(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
         """The rows that one statement gives, each as a Struct. Autocommitted."""
-        for _ in range(DEADLOCK_TRIES - 1):
-            with suppress(DeadlockDetected):
-                return await self._rows(struct, query, parameters)
-        return await self._rows(struct, query, parameters)
-
-    async def execute(self, query: LiteralString, /, **parameters: object) -> int:
-        """Run one statement that gives no rows; how many it changed. Autocommitted."""
-        async with self._connection() as connection:
-            return (await connection.execute(query, parameters)).rowcount
+        return await self._persistently(lambda connection: rows(connection, struct, query, parameters))
 
     async def row(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> Row | None:
         """The first row that one statement gives, or None."""
@@ -82,13 +75,22 @@ class Database:
 
         One plan for all values, as a prepared statement gets it, would read a whole index for a filter that is not set.
         """
-        return await self._rows(struct, query, parameters, prepare=False)
+        return await self._persistently(lambda connection: rows(connection, struct, query, parameters, prepare=False))
 
-    async def _rows(
-        self, struct: type[Row], query: LiteralString, parameters: dict[str, object], prepare: bool | None = None
-    ) -> list[Row]:
-        async with self._connection() as connection:
-            return await rows(connection, struct, query, parameters, prepare=prepare)
+    async def execute(self, query: LiteralString, /, **parameters: object) -> None:
+        """Run one statement that gives no rows. Autocommitted."""
+
+        async def run(connection: Connection[TupleRow]) -> None:
+            await connection.execute(query, parameters)
+
+        await self._persistently(run)
+
+    async def _persistently(self, statement: Callable[[Connection[TupleRow]], Awaitable[Answer]]) -> Answer:
+        for _ in range(DEADLOCK_TRIES):
+            with suppress(DeadlockDetected):
+                async with self._connection() as connection:
+                    return await statement(connection)
+        raise Unavailable("PostgreSQL saw one deadlock after another; try again")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection[TupleRow]]:
@@ -104,6 +106,8 @@ class Database:
                         if self._pool is pool:
                             raise
                 yield connection
+        except (QueryCanceled, LockNotAvailable) as error:
+            raise Unavailable(f"PostgreSQL did not do it in time ({one_line(error)}); try again") from error
         except Unavailable:
             self.doubted.set()
             raise

@@ -1,35 +1,41 @@
 """Expiry: the clock ends a lease whose worker has fallen silent, and its task goes back to the queue."""
 
 import msgspec
+from psycopg.rows import TupleRow
 
-from bloomd.runtime.database import Database
+from bloomd.postgres import Connection
+from bloomd.runtime.database import Database, rows
 from bloomd.runtime.model import Retry
 
 # Leases ended by one statement of the sweeper: it holds the locks of as many tasks for some milliseconds.
 SWEEP_BATCH = 500
 
-# Ends the leases whose time is over, a batch at a time. A task that somebody holds locked is being dealt with: skip it.
+# Ends the leases whose time is over, or all of one worker, a batch at a time. A task that somebody holds locked is
+# being dealt with: skip it.
 EXPIRE = """
 WITH due AS (
     SELECT leases.id
       FROM leases
       JOIN llm_tasks ON llm_tasks.id = leases.task_id
-     WHERE leases.status = 'active' AND leases.expires_at <= bloom_now_ms()
+     WHERE leases.status = 'active'
+       AND (%(worker_id)s::varchar IS NULL AND leases.expires_at <= bloom_now_ms() OR leases.worker_id = %(worker_id)s)
      ORDER BY leases.expires_at
      LIMIT %(batch)s
        FOR UPDATE OF llm_tasks SKIP LOCKED
 ), lease AS (
     UPDATE leases
-       SET status = 'expired', ended_at = bloom_now_ms(), reason = 'expired'
+       SET status = 'expired', ended_at = bloom_now_ms(), reason = %(reason)s
       FROM due
-     WHERE leases.id = due.id AND leases.status = 'active' AND leases.expires_at <= bloom_now_ms()
+     WHERE leases.id = due.id
+       AND leases.status = 'active'
+       AND (leases.expires_at <= bloom_now_ms() OR leases.worker_id = %(worker_id)s)
     RETURNING leases.*
 ), moved AS (
     UPDATE llm_tasks
        SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
            retry_at      = CASE WHEN attempts < max_attempts THEN lease.ended_at
                                 + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
-           error_message = 'the lease of worker ' || lease.worker_id || ' expired',
+           error_message = 'the lease of worker ' || lease.worker_id || ' ended: ' || lease.reason,
            lease_id      = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.worker_id END,
            updated_at    = lease.ended_at
@@ -38,8 +44,9 @@ WITH due AS (
     RETURNING llm_tasks.id, llm_tasks.status
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), lease.ended_at, 'lease.expired', 'task', lease.task_id, 'bloomd',
-           'worker ' || lease.worker_id || ', lease ' || lease.id || coalesce(', task now ' || moved.status, '')
+    SELECT gen_random_uuid(), lease.ended_at, 'lease.expired', 'task', lease.task_id, %(actor)s,
+           lease.reason || ': worker ' || lease.worker_id || ', lease ' || lease.id
+               || coalesce(', task now ' || moved.status, '')
       FROM lease
       LEFT JOIN moved ON moved.id = lease.task_id
 )
@@ -62,4 +69,20 @@ async def expire(database: Database, *, retry: Retry) -> list[Expired]:
 
     Fewer than `SWEEP_BATCH` means that none is left but those that somebody else is dealing with.
     """
-    return await database.rows(Expired, EXPIRE, batch=SWEEP_BATCH, **retry.parameters)
+    return await database.rows(
+        Expired, EXPIRE, batch=SWEEP_BATCH, worker_id=None, reason="expired", actor="bloomd", **retry.parameters
+    )
+
+
+async def end_all_of(
+    connection: Connection[TupleRow], worker_id: str, *, retry: Retry, reason: str, actor: str
+) -> list[Expired]:
+    """End a batch of the leases of one worker before their time, in the caller's transaction."""
+    parameters: dict[str, object] = {
+        "batch": SWEEP_BATCH,
+        "worker_id": worker_id,
+        "reason": reason,
+        "actor": actor,
+        **retry.parameters,
+    }
+    return await rows(connection, Expired, EXPIRE, parameters)

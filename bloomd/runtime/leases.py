@@ -15,9 +15,16 @@ from bloomd.runtime.refusals import Conflict, NotFound, NoWorker
 
 # Somebody who names a worker that nobody can call speaks for it: such a worker shows life in no other way.
 SIGN_OF_LIFE = """
-UPDATE workers
-   SET status = 'online', alive_at = bloom_now_ms(), last_heartbeat = bloom_now_ms()
- WHERE id = %(worker_id)s AND url = ''
+WITH alive AS (
+    UPDATE workers
+       SET status = 'online', alive_at = bloom_now_ms(), last_heartbeat = bloom_now_ms()
+     WHERE id = %(worker_id)s AND url = ''
+    RETURNING id, alive_at
+)
+INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+SELECT gen_random_uuid(), alive.alive_at, 'worker.online', 'worker', alive.id, %(actor)s, 'a lease was asked for it'
+  FROM alive
+  JOIN workers AS before ON before.id = alive.id AND before.status <> 'online'
 """
 
 # The best worker that can take the task now: the one that has the task's context, then the freest, then the liveliest.
@@ -99,11 +106,16 @@ WITH task AS (
       FROM lease
      WHERE workers.id = lease.worker_id
        AND (workers.status <> 'online' OR coalesce(workers.alive_at, 0) < lease.last_heartbeat - 1000)
+    RETURNING workers.id, workers.alive_at
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), last_heartbeat, 'task.running', 'task', id, %(actor)s,
            'worker ' || worker_id || ', lease ' || lease_id
       FROM moved
+    UNION ALL
+    SELECT gen_random_uuid(), alive.alive_at, 'worker.online', 'worker', alive.id, 'bloomd', 'its lease had a heartbeat'
+      FROM alive
+      JOIN workers AS before ON before.id = alive.id AND before.status <> 'online'
 )
 SELECT * FROM lease
 """
@@ -135,7 +147,7 @@ async def lease(
         NoWorker: nobody suitable has free capacity.
     """
     if worker_id is not None:
-        await database.execute(SIGN_OF_LIFE, worker_id=worker_id)
+        await database.execute(SIGN_OF_LIFE, worker_id=worker_id, actor=actor)
     if leased := await database.row(
         Leased, LEASE, task_id=task_id, worker_id=worker_id, ttl_seconds=ttl_seconds, actor=actor
     ):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 from psycopg.types.json import Jsonb
 
-from bloomd.runtime.database import Database
+from bloomd.runtime.database import Database, rows
 
 # One round of mirroring: every agent in one statement, and only rows that differ are written.
 MIRROR = """
@@ -86,13 +86,16 @@ SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM changed) AS 
 
 # Membridge's own workers that nothing vouches for any more: silent, or gone from its list without other sign of life.
 MIRROR_SILENT = """
-WITH silent AS (
-    UPDATE workers
-       SET status = 'offline'
+WITH quiet AS (
+    SELECT id
+      FROM workers
      WHERE source = 'membridge'
        AND (status = 'online' OR status <> 'offline' AND id <> ALL (%(listed)s))
        AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
-    RETURNING id
+     ORDER BY id
+       FOR UPDATE
+), silent AS (
+    UPDATE workers SET status = 'offline' FROM quiet WHERE workers.id = quiet.id RETURNING workers.id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'membridge', 'nothing vouches for it'
@@ -103,13 +106,16 @@ SELECT id FROM silent
 
 # While a Membridge is configured its own workers are the mirror's affair: its outage takes nobody offline.
 SILENT = """
-WITH silent AS (
-    UPDATE workers
-       SET status = 'offline'
+WITH quiet AS (
+    SELECT id
+      FROM workers
      WHERE status = 'online'
        AND (source = 'direct' OR NOT %(mirrored)s)
        AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
-    RETURNING id
+     ORDER BY id
+       FOR UPDATE
+), silent AS (
+    UPDATE workers SET status = 'offline' FROM quiet WHERE workers.id = quiet.id RETURNING workers.id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'bloomd', 'silent for too long'
@@ -180,12 +186,12 @@ async def mirror(database: Database, agents: Sequence[msgspec.Struct], *, offlin
     Two statements whatever the number of agents, in one transaction with their audit entries. `offline_after` is in
     seconds.
     """
-    rows = msgspec.to_builtins(agents)
+    listed = msgspec.to_builtins(agents)
     milliseconds = int(offline_after * 1000)
-    done = await database.row(Mirrored, MIRROR, agents=Jsonb(rows), offline_after_ms=milliseconds)
-    gone = await database.rows(_Id, MIRROR_SILENT, listed=[row["id"] for row in rows], offline_after_ms=milliseconds)
-    if done is None:
-        raise AssertionError("a count gives a row")
+    async with database.transaction() as connection:
+        [done] = await rows(connection, Mirrored, MIRROR, {"agents": Jsonb(listed), "offline_after_ms": milliseconds})
+        ids = [agent["id"] for agent in listed]
+        gone = await rows(connection, _Id, MIRROR_SILENT, {"listed": ids, "offline_after_ms": milliseconds})
     return Mirrored(added=done.added, changed=done.changed, offline=len(gone))
 
 

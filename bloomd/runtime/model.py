@@ -135,8 +135,8 @@ class NewTask(msgspec.Struct, frozen=True):
     """What a client says to queue a task."""
 
     prompt: Annotated[str, Meta(min_length=1)]
-    context_id: str = ""
-    agent_slug: str = ""
+    context_id: Annotated[str, Meta(max_length=512)] = ""
+    agent_slug: Annotated[str, Meta(max_length=512)] = ""
     context_hints: list[str] | dict[str, Any] = []
     policy: NewPolicy = NewPolicy()
     desired_format: Format = "text"
@@ -151,8 +151,9 @@ class NewTask(msgspec.Struct, frozen=True):
 class NewWorker(msgspec.Struct, frozen=True):
     """What a worker, or somebody for it, says to register. What is not said keeps what is known."""
 
-    name: WorkerName
-    url: Annotated[str, Meta(pattern=r"\A(https?://\S+)?\Z", max_length=2048)] | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[^/\x00-\x1f\x7f]+\Z")]
+    """Stands in paths and on terminals: no slash, no control character."""
+    url: Annotated[str, Meta(pattern=r"\A(https?://[^\s/?#@]+([/?#]\S*)?)?\Z", max_length=2048)] | None = None
     status: WorkerStatus | None = None
     capabilities: "Capabilities | None" = None
     ip_addrs: Annotated[list[Label], Meta(max_length=64)] | None = None

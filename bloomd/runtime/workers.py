@@ -6,22 +6,22 @@ What is not said never overwrites what is known. When a worker counts as online 
 from typing import Any
 
 import msgspec
+import trio
 from psycopg.types.json import Jsonb
 
 from bloomd.runtime import expiry
-from bloomd.runtime.database import Database
+from bloomd.runtime.database import Database, rows
 from bloomd.runtime.model import Lease, NewWorker, Retry, Worker
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound
 
-# A lease that is being heartbeaten or completed at the very moment is passed over, and gone or due at the next try.
+# A task that somebody holds locked is passed over at first: some milliseconds later it is free.
 FORCE_TRIES = 5
+FORCE_PAUSE = 0.05
 
 # `xmax = 0` tells an inserted row from an updated one.
 REGISTER = """
-WITH known AS (
-    SELECT status FROM workers WHERE id = %(id)s
-), worker AS (
+WITH worker AS (
     INSERT INTO workers (id, node_id, url, status, capabilities, last_heartbeat, alive_at, ip_addrs, registered_at,
                          agent_version, os_info, install_method)
     SELECT %(id)s, %(id)s, coalesce(%(url)s, ''), coalesce(%(status)s, 'online'),
@@ -77,15 +77,6 @@ WITH worker AS (
     SELECT gen_random_uuid(), bloom_now_ms(), 'worker.removed', 'worker', id, %(actor)s, NULL FROM worker
 )
 SELECT id FROM worker
-"""
-
-# No new lease reaches a cordoned worker, and those that it holds are over: expiring them queues their tasks again.
-RELEASE_ALL = """
-WITH worker AS (
-    UPDATE workers SET cordoned = true WHERE id = %(id)s RETURNING id
-)
-UPDATE leases SET expires_at = least(expires_at, bloom_now_ms()) FROM worker
- WHERE leases.worker_id = worker.id AND leases.status = 'active'
 """
 
 
@@ -145,21 +136,29 @@ async def listing(database: Database, page: Page, *, status: str | None = None) 
 
 
 async def remove(database: Database, id: str, *, force: Retry | None = None, actor: str) -> None:
-    """Forget a worker. With `force` it is cordoned, and its leases expire first, by these rules.
+    """Forget a worker. With `force` its leases end first, by these rules; all of it happens, or nothing does.
 
     Raises:
         NotFound: there is none with this id.
         Conflict: it holds leases.
     """
+    for attempt in range(FORCE_TRIES if force else 1):
+        await trio.sleep(FORCE_PAUSE * attempt)
+        try:
+            async with database.transaction() as connection:
+                if force:
+                    await expiry.end_all_of(connection, id, retry=force, reason="its worker was removed", actor=actor)
+                if await rows(connection, _Id, REMOVE, {"id": id, "actor": actor}):
+                    return
+                raise _StillBusy
+        except _StillBusy:
+            pass
     worker = await one(database, id)
-    for _ in range(FORCE_TRIES if force else 1):
-        if force:
-            await database.execute(RELEASE_ALL, id=id)
-            await expiry.expire(database, retry=force)
-        if await database.row(_Id, REMOVE, id=id, actor=actor):
-            return
-        worker = await one(database, id)
     raise Conflict(f"Worker holds {worker.active_leases} active leases; wait for them, or remove it with ?force=true")
+
+
+class _StillBusy(Exception):
+    """Rolls the transaction of `remove` back."""
 
 
 def _jsonb(value: object) -> Jsonb | None:

@@ -43,6 +43,7 @@ INSERT INTO llm_tasks VALUES
     ('stranded',   'c', 'a', 'p', '[]', '{"timeout_sec": 60, "budget": 0}', 'json', 'running', 2, 2, 'l3', 'w1', 1, 3),
     ('last-try',   'c', 'a', 'p', '[]', '{"timeout_sec": 60, "budget": 0}', 'text', 'running', 3, 3, 'l4', 'w1', 3, 3),
     ('done',       'c', 'a', 'p', NULL, NULL, NULL, 'completed', 4, 4, 'l5', 'w1', NULL, NULL),
+    ('half',       'c', 'a', 'p', '[]', '{"timeout_sec": 1.5, "budget": 0}', 'text', 'queued', 9, 9, NULL, NULL, 0, 3),
     ('odd',        'c', 'a', 'p', '[{"k": 1}, "s"]', '{"timeout_sec": 9999, "budget": "x"}', 'xml', 'paused', 5, 5,
      NULL, NULL, 0, 99),
     ('over-1',     'c', 'a', 'p', '[]', '{"timeout_sec": 60, "budget": 0}', 'text', 'leased', 6, 6, 'l6', 'w1', 1, 3),
@@ -96,6 +97,7 @@ async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(
             "over-1": "leased",
             "over-2": "queued",
             "queued": "queued",
+            "half": "queued",
         }
         assert found["two-leases"].lease_id == "l1"
         assert found["odd"].context_hints == ['{"k": 1}', "s"]
@@ -103,6 +105,7 @@ async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(
         assert found["odd"].desired_format == "text"
         assert found["odd"].max_attempts == 3
         assert found["queued"].lease_id is None
+        assert found["half"].policy.timeout_sec == 120
         active = {lease.id for lease in await leases.listing(db, Page(), status="active")}
         assert active == {"l1", "l6"}
         fleet = {worker.id: worker for worker in await workers.listing(db, Page())}
@@ -112,7 +115,7 @@ async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(
         assert (await artifacts.one(db, "a2")).url == "minio://bloom-artifacts/artifacts/done/6.json"
         assert await expiry.expire(db, retry=Retry()) == []
     assert report == [
-        "2 tasks had missing or impossible values: defaults filled in",
+        "3 tasks had missing or impossible values: defaults filled in",
         "1 tasks had context hints that are not text: written as text",
         "1 tasks with an unknown status: now failed",
         "2 workers had missing or impossible values: defaults filled in",
@@ -136,3 +139,11 @@ async def test_the_old_programs_inserts_still_work(todays):
             "VALUES ('n', 'c', 'a', 'p', '[]', '{\"timeout_sec\": 60, \"budget\": 0}', 'text', 'queued', 1, 1, NULL, "
             "NULL, 0, 3)"
         )
+        await connection.execute("INSERT INTO runtime_artifacts (id, task_id, content) VALUES ('an', 'n', 'x')")
+        await connection.execute("INSERT INTO workers (id, node_id, status) VALUES ('wn', 'wn', 'online')")
+    async with Pool(todays, size=1) as pool:
+        db = Database()
+        db.open(pool)
+        assert "n" in {task.id for task in await tasks.listing(db, Page())}
+        assert (await artifacts.one(db, "an")).tags == []
+        assert "wn" in {worker.id for worker in await workers.listing(db, Page())}

@@ -1,12 +1,14 @@
 """The invariants of contract section 4 under concurrency, and against a psql session. One test or more for each."""
 
 import random
+from contextlib import suppress
 
 import psycopg
 import pytest
 import trio
 
-from bloomd.runtime import completion, expiry, leases, stats, tasks, workers
+from bloomd.membridge.agents import Agent
+from bloomd.runtime import completion, expiry, leases, liveness, stats, tasks, workers
 from bloomd.runtime.model import Completion, Metrics, Retry
 from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker, Refusal
 
@@ -89,6 +91,60 @@ async def test_2_psql_cannot_overfill_a_worker(db, new_task, new_worker, sql):
     assert sql("SELECT active_leases FROM workers") == [(0,)]
 
 
+async def test_2_psql_cannot_make_the_count_wrong(db, new_task, new_worker, sql):
+    await new_worker("w1", max_concurrency=1)
+    first, second = await new_task(), await new_task()
+    await leases.lease(db, first.id, actor="test")
+    sql("UPDATE workers SET active_leases = 0")
+    assert sql("SELECT active_leases FROM workers") == [(1,)]
+    with pytest.raises(NoWorker):
+        await leases.lease(db, second.id, actor="test")
+    for statement in (
+        "DELETE FROM workers",
+        "DELETE FROM llm_tasks",
+        "TRUNCATE leases",
+        "TRUNCATE workers",
+        "TRUNCATE llm_tasks",
+    ):
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            sql(statement)
+    sql("ALTER TABLE workers DISABLE TRIGGER workers_deleted")
+    sql("DELETE FROM workers")
+    assert (await new_worker("w1", max_concurrency=1)).active_leases == 1
+
+
+async def test_2_workers_removed_by_force_while_they_are_given_tasks(db, new_task, new_worker, sql):
+    async def use(name):
+        for _ in range(6):
+            task = await new_task(max_attempts=10)
+            try:
+                await leases.lease(db, task.id, worker_id=name, actor="test")
+                await completion.complete(db, task.id, Completion(status="success"), retry=RETRY, actor="test")
+            except Refusal:
+                pass
+
+    async def remove(name):
+        for _ in range(4):
+            await new_worker(name, max_concurrency=3)
+            with suppress(Refusal):
+                await workers.remove(db, name, force=RETRY, actor="test")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for name in ("a", "b"):
+                for _ in range(3):
+                    nursery.start_soon(use, name)
+                nursery.start_soon(remove, name)
+    assert sql("SELECT id FROM leases WHERE status = 'active' AND worker_id NOT IN (SELECT id FROM workers)") == []
+    assert (
+        sql(
+            "SELECT id FROM workers WHERE active_leases <> "
+            "(SELECT count(*) FROM leases WHERE worker_id = workers.id AND status = 'active')"
+        )
+        == []
+    )
+
+
 async def test_3_an_expired_or_superseded_lease_is_refused(db, new_task, new_worker, sql):
     await new_worker(max_concurrency=2)
     task = await new_task()
@@ -139,9 +195,40 @@ async def test_4_one_result_of_an_attempt(db, new_task, new_worker, sql, named):
         sql("INSERT INTO llm_results (id, lease_id) VALUES ('x', %s)", lease.id)
     with pytest.raises(psycopg.errors.UniqueViolation):
         sql(
-            "UPDATE runtime_artifacts SET id = 'x', name = 'result' WHERE false; "
-            "INSERT INTO runtime_artifacts (id, lease_id, name) SELECT 'x', lease_id, name FROM runtime_artifacts"
+            "INSERT INTO runtime_artifacts (id, task_id, lease_id, name) "
+            "SELECT 'x', task_id, lease_id, name FROM runtime_artifacts"
         )
+
+
+async def test_4_a_repeated_completion_is_answered_as_the_first_time(db, new_task, new_worker):
+    await new_worker()
+    task = await new_task(max_attempts=1)
+    lease = (await leases.lease(db, task.id, actor="test")).lease
+    said = Completion(status="error", error_message="boom", lease_id=lease.id)
+    first = await completion.complete(db, task.id, said, retry=RETRY, actor="test")
+    await tasks.requeue(db, task.id, actor="test")
+    await leases.lease(db, task.id, actor="test")
+    assert await completion.complete(db, task.id, said, retry=RETRY, actor="test") == first
+
+
+async def test_5_expiries_completions_and_heartbeats_at_once_strand_nothing(db, new_task, new_worker, sql):
+    await new_worker(max_concurrency=30)
+    queued = [await new_task(max_attempts=10) for _ in range(20)]
+    for task in queued:
+        await leases.lease(db, task.id, actor="test")
+    sql("UPDATE leases SET expires_at = bloom_now_ms() + 30")
+    calls = []
+    for task in queued:
+        calls.append(lambda id=task.id: leases.heartbeat(db, id, actor="test"))
+        calls.append(
+            lambda id=task.id: completion.complete(db, id, Completion(status="error"), retry=RETRY, actor="test")
+        )
+        calls.append(lambda: expiry.expire(db, retry=RETRY))
+    await every(*calls)
+    sql("UPDATE leases SET expires_at = 1 WHERE status = 'active'")
+    await expiry.expire(db, retry=RETRY)
+    assert sql("SELECT status, count(*) FROM llm_tasks GROUP BY status") == [("queued", 20)]
+    assert sql("SELECT active_leases FROM workers") == [(0,)]
 
 
 @pytest.mark.parametrize("status", ["leased", "running"])
@@ -200,6 +287,9 @@ async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql
         lambda: leases.heartbeat(db, task.id, actor="test"),
         lambda: completion.complete(db, task.id, Completion(status="success"), retry=RETRY, actor="test"),
         lambda: workers.register(db, workers.NewWorker(name="w2"), actor="test"),
+        lambda: workers.remove(db, "w1", force=RETRY, actor="test"),
+        lambda: liveness.mark_silent(db, offline_after=-1, mirrored=False),
+        lambda: liveness.mirror(db, [Agent(id="w3")], offline_after=60),
     ):
         with pytest.raises(psycopg.errors.CheckViolation):
             await change()
@@ -207,6 +297,7 @@ async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql
     with pytest.raises(psycopg.errors.CheckViolation):
         await expiry.expire(db, retry=RETRY)
     assert sql("SELECT status FROM leases") == [("active",)]
+    assert sql("SELECT id, status FROM workers") == [("w1", "online")]
     assert sql("SELECT count(*) FROM llm_results") == [(0,)]
 
 

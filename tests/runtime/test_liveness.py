@@ -2,7 +2,7 @@
 
 from bloomd.membridge.agents import Agent
 from bloomd.membridge.polls import PollResult
-from bloomd.runtime import leases, liveness, workers
+from bloomd.runtime import audit, leases, liveness, workers
 from bloomd.runtime.pages import Page
 
 MINUTE = 60_000
@@ -109,6 +109,8 @@ async def test_a_lease_that_names_a_worker_is_its_sign_of_life(db, new_worker, n
     await liveness.mark_silent(db, offline_after=60, mirrored=False)
     leased = await leases.lease(db, (await new_task()).id, worker_id="w1", actor="test")
     assert leased.worker.status == "online"
+    actions = [entry.action for entry in await audit.listing(db, Page(), entity_id="w1")]
+    assert actions == ["worker.online", "worker.offline", "worker.registered"]
 
 
 async def test_a_heartbeat_brings_a_worker_back(db, new_worker, new_task, shift_clock):
@@ -119,6 +121,7 @@ async def test_a_heartbeat_brings_a_worker_back(db, new_worker, new_task, shift_
     await liveness.mark_silent(db, offline_after=60, mirrored=False)
     await leases.heartbeat(db, task.id, actor="test")
     assert (await fleet(db))["w1"].status == "online"
+    assert len(await audit.listing(db, Page(), action="worker.online")) == 1
     assert await liveness.mark_silent(db, offline_after=60, mirrored=False) == []
 
 

@@ -28,6 +28,24 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
        AND (labels = '[]'::jsonb OR coalesce(capabilities -> 'labels' @> labels, false))
 $$;
 
+-- Whether a task's policy is one that can be worked by. In one CASE, because conditions joined by AND may be evaluated in
+-- any order, and the casts fail for what is no number.
+CREATE OR REPLACE FUNCTION bloom_is_policy(policy jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN jsonb_typeof(policy -> 'timeout_sec') IS DISTINCT FROM 'number'
+          OR jsonb_typeof(policy -> 'budget') IS DISTINCT FROM 'number' THEN false
+        ELSE (policy ->> 'timeout_sec')::numeric BETWEEN 1 AND 3600
+         AND (policy ->> 'timeout_sec')::numeric = trunc((policy ->> 'timeout_sec')::numeric)
+    END
+$$;
+
+-- Whether this is a JSON array of nothing but strings.
+CREATE OR REPLACE FUNCTION bloom_is_texts(value jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT coalesce(jsonb_typeof(value) = 'array' AND NOT jsonb_path_exists(value, '$[*] ? (@.type() != "string")'), false)
+$$;
+
 -- Milliseconds until the next attempt: doubling with each attempt made, capped, and up to 30 % shorter by chance, so
 -- that tasks which failed together do not come back together.
 CREATE OR REPLACE FUNCTION bloom_retry_delay_ms(attempts integer, first_ms bigint, cap_ms bigint) RETURNS bigint

@@ -30,5 +30,7 @@ ALTER TABLE runtime_artifacts
     ADD COLUMN IF NOT EXISTS size     bigint,
     ADD COLUMN IF NOT EXISTS sha256   varchar;
 
+-- `task_state`: how the completion left its task, for whoever says the same completion again.
 ALTER TABLE llm_results
-    ADD COLUMN IF NOT EXISTS lease_id varchar;
+    ADD COLUMN IF NOT EXISTS lease_id   varchar,
+    ADD COLUMN IF NOT EXISTS task_state jsonb;

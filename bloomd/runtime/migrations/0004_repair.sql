@@ -12,12 +12,7 @@ BEGIN
            prompt         = coalesce(prompt, ''),
            desired_format = CASE WHEN desired_format IN ('json', 'text') THEN desired_format ELSE 'text' END,
            context_hints  = CASE WHEN jsonb_typeof(context_hints) = 'array' THEN context_hints ELSE '[]' END,
-           policy         = CASE WHEN jsonb_typeof(policy -> 'timeout_sec') = 'number'
-                                  AND (policy ->> 'timeout_sec')::numeric BETWEEN 1 AND 3600
-                                  AND jsonb_typeof(policy -> 'budget') = 'number'
-                                 THEN jsonb_build_object('timeout_sec', trunc((policy ->> 'timeout_sec')::numeric),
-                                                         'budget', policy -> 'budget')
-                                 ELSE '{"timeout_sec": 120, "budget": 0}' END,
+           policy         = CASE WHEN bloom_is_policy(policy) THEN policy ELSE '{"timeout_sec": 120, "budget": 0}' END,
            created_at     = coalesce(created_at, now_ms),
            updated_at     = coalesce(updated_at, created_at, now_ms),
            attempts       = greatest(coalesce(attempts, 0), 0),
@@ -27,16 +22,14 @@ BEGIN
         OR max_attempts IS NULL OR max_attempts NOT BETWEEN 1 AND 10
         OR desired_format IS NULL OR desired_format NOT IN ('json', 'text')
         OR jsonb_typeof(context_hints) IS DISTINCT FROM 'array'
-        OR jsonb_typeof(policy -> 'timeout_sec') IS DISTINCT FROM 'number'
-        OR (policy ->> 'timeout_sec')::numeric NOT BETWEEN 1 AND 3600
-        OR jsonb_typeof(policy -> 'budget') IS DISTINCT FROM 'number';
+        OR NOT bloom_is_policy(policy);
     GET DIAGNOSTICS changed = ROW_COUNT;
     IF changed > 0 THEN RAISE NOTICE '% tasks had missing or impossible values: defaults filled in', changed; END IF;
 
     UPDATE llm_tasks
        SET context_hints = (SELECT jsonb_agg(CASE jsonb_typeof(hint) WHEN 'string' THEN hint ELSE to_jsonb(hint::text) END)
                               FROM jsonb_array_elements(context_hints) AS hint)
-     WHERE jsonb_path_exists(context_hints, '$[*] ? (@.type() != "string")');
+     WHERE NOT bloom_is_texts(context_hints);
     GET DIAGNOSTICS changed = ROW_COUNT;
     IF changed > 0 THEN RAISE NOTICE '% tasks had context hints that are not text: written as text', changed; END IF;
 
@@ -167,10 +160,11 @@ BEGIN
     UPDATE runtime_artifacts SET size = octet_length(content), sha256 = encode(sha256(convert_to(content, 'UTF8')), 'hex')
      WHERE content IS NOT NULL AND sha256 IS NULL;
 
-    DELETE FROM audit_logs WHERE timestamp IS NULL;
     UPDATE audit_logs
-       SET action = coalesce(action, ''), entity_type = coalesce(entity_type, ''), entity_id = coalesce(entity_id, ''),
-           actor = coalesce(actor, '')
-     WHERE action IS NULL OR entity_type IS NULL OR entity_id IS NULL OR actor IS NULL;
+       SET timestamp = coalesce(timestamp, 0), action = coalesce(action, ''), entity_type = coalesce(entity_type, ''),
+           entity_id = coalesce(entity_id, ''), actor = coalesce(actor, '')
+     WHERE timestamp IS NULL OR action IS NULL OR entity_type IS NULL OR entity_id IS NULL OR actor IS NULL;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    IF changed > 0 THEN RAISE NOTICE '% audit entries had missing values: filled in', changed; END IF;
 END
 $repair$;

@@ -22,6 +22,10 @@ ALTER TABLE llm_tasks
     ALTER COLUMN attempts       SET NOT NULL,
     ALTER COLUMN max_attempts   SET DEFAULT 3,
     ALTER COLUMN max_attempts   SET NOT NULL,
+    ADD CONSTRAINT llm_tasks_policy CHECK (bloom_is_policy(policy)),
+    ADD CONSTRAINT llm_tasks_context_hints CHECK (bloom_is_texts(context_hints)),
+    ADD CONSTRAINT llm_tasks_labels CHECK (bloom_is_texts(labels)),
+    ADD CONSTRAINT llm_tasks_desired_format CHECK (desired_format IN ('json', 'text')),
     ADD CONSTRAINT llm_tasks_status
         CHECK (status IN ('queued', 'leased', 'running', 'completed', 'failed', 'dead', 'cancelled')),
     ADD CONSTRAINT llm_tasks_lease
@@ -57,9 +61,37 @@ ALTER TABLE workers
     ALTER COLUMN registered_at SET NOT NULL,
     ALTER COLUMN active_leases SET DEFAULT 0,
     ALTER COLUMN active_leases SET NOT NULL,
+    ADD CONSTRAINT workers_capabilities CHECK (jsonb_typeof(capabilities) = 'object'),
+    ADD CONSTRAINT workers_ip_addrs CHECK (jsonb_typeof(ip_addrs) = 'array'),
     ADD CONSTRAINT workers_status CHECK (status IN ('online', 'offline', 'syncing', 'error', 'unknown')),
     ADD CONSTRAINT workers_source CHECK (source IN ('direct', 'membridge')),
     ADD CONSTRAINT workers_active_leases CHECK (active_leases >= 0);
+
+ALTER TABLE runtime_artifacts
+    ALTER COLUMN task_id     SET NOT NULL,
+    ALTER COLUMN type        SET DEFAULT 'LLM_RESULT',
+    ALTER COLUMN type        SET NOT NULL,
+    ALTER COLUMN created_at  SET DEFAULT bloom_now_ms(),
+    ALTER COLUMN created_at  SET NOT NULL,
+    ALTER COLUMN finalized   SET DEFAULT true,
+    ALTER COLUMN finalized   SET NOT NULL,
+    ALTER COLUMN entity_refs SET DEFAULT '[]',
+    ALTER COLUMN entity_refs SET NOT NULL,
+    ALTER COLUMN tags        SET DEFAULT '[]',
+    ALTER COLUMN tags        SET NOT NULL,
+    ADD CONSTRAINT runtime_artifacts_entity_refs CHECK (jsonb_typeof(entity_refs) = 'array'),
+    ADD CONSTRAINT runtime_artifacts_tags CHECK (jsonb_typeof(tags) = 'array');
+
+ALTER TABLE audit_logs
+    ALTER COLUMN timestamp   SET DEFAULT bloom_now_ms(),
+    ALTER COLUMN timestamp   SET NOT NULL,
+    ALTER COLUMN action      SET NOT NULL,
+    ALTER COLUMN entity_type SET DEFAULT '',
+    ALTER COLUMN entity_type SET NOT NULL,
+    ALTER COLUMN entity_id   SET DEFAULT '',
+    ALTER COLUMN entity_id   SET NOT NULL,
+    ALTER COLUMN actor       SET DEFAULT '',
+    ALTER COLUMN actor       SET NOT NULL;
 
 -- Invariant 1: a task has at most one active lease.
 CREATE UNIQUE INDEX leases_one_active_per_task ON leases (task_id) WHERE status = 'active';
@@ -139,3 +171,55 @@ CREATE TRIGGER leases_updated AFTER UPDATE ON leases
     REFERENCING NEW TABLE AS arrived OLD TABLE AS departed FOR EACH STATEMENT EXECUTE FUNCTION bloom_leases_updated();
 CREATE TRIGGER leases_deleted AFTER DELETE ON leases
     REFERENCING OLD TABLE AS departed FOR EACH STATEMENT EXECUTE FUNCTION bloom_leases_deleted();
+
+-- The count follows the leases and nothing else. A new row of a worker begins with what its name holds already; what
+-- another program writes there (the Node.js runtime does) is not taken over.
+CREATE FUNCTION bloom_keep_active_leases() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        NEW.active_leases := (SELECT count(*) FROM leases WHERE worker_id = NEW.id AND status = 'active');
+    ELSE
+        NEW.active_leases := OLD.active_leases;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER workers_inserted BEFORE INSERT ON workers
+    FOR EACH ROW EXECUTE FUNCTION bloom_keep_active_leases();
+CREATE TRIGGER workers_counted BEFORE UPDATE OF active_leases ON workers
+    FOR EACH ROW WHEN (OLD.active_leases IS DISTINCT FROM NEW.active_leases AND pg_trigger_depth() = 0)
+    EXECUTE FUNCTION bloom_keep_active_leases();
+
+-- A lease without its worker or its task would never end.
+CREATE FUNCTION bloom_refuse_while_leased() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% % has active leases: end them first', TG_TABLE_NAME, OLD.id USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+CREATE TRIGGER workers_deleted BEFORE DELETE ON workers
+    FOR EACH ROW WHEN (OLD.active_leases > 0) EXECUTE FUNCTION bloom_refuse_while_leased();
+CREATE TRIGGER llm_tasks_deleted BEFORE DELETE ON llm_tasks
+    FOR EACH ROW WHEN (OLD.status IN ('leased', 'running')) EXECUTE FUNCTION bloom_refuse_while_leased();
+
+-- TRUNCATE fires none of the above.
+CREATE FUNCTION bloom_refuse_truncate() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM leases WHERE status = 'active') THEN
+        RAISE EXCEPTION '% cannot be truncated while there are active leases', TG_TABLE_NAME
+              USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER leases_truncated BEFORE TRUNCATE ON leases
+    FOR EACH STATEMENT EXECUTE FUNCTION bloom_refuse_truncate();
+CREATE TRIGGER workers_truncated BEFORE TRUNCATE ON workers
+    FOR EACH STATEMENT EXECUTE FUNCTION bloom_refuse_truncate();
+CREATE TRIGGER llm_tasks_truncated BEFORE TRUNCATE ON llm_tasks
+    FOR EACH STATEMENT EXECUTE FUNCTION bloom_refuse_truncate();

@@ -8,7 +8,7 @@ CREATE INDEX leases_newest    ON leases (started_at DESC, id DESC);
 CREATE INDEX leases_by_task   ON leases (task_id);
 CREATE INDEX leases_by_worker ON leases (worker_id) WHERE status = 'active';
 CREATE INDEX leases_by_expiry ON leases (expires_at) WHERE status = 'active';
-CREATE INDEX leases_by_context ON leases (context_id) WHERE status = 'active';
+CREATE INDEX leases_by_context ON leases USING hash (context_id) WHERE status = 'active';  -- of any length
 CREATE INDEX leases_lost      ON leases (ended_at) WHERE status = 'expired';
 
 CREATE INDEX workers_newest ON workers (registered_at DESC, id DESC);
