@@ -139,7 +139,7 @@ def _serve(
         )
         trio.run(_until_stopped, daemon, announce, strict_exception_groups=True)
     finally:
-        binds.close(list(binds.sockets))
+        binds.close_all()
         listener.unbind(control_socket)
     return OK
 

@@ -160,7 +160,7 @@ class Daemon:
             else:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self.node.stopping.set()
-                self._binds.close(list(self._binds.sockets))  # refused from now on, instead of queued
+                self._binds.close_all()
                 self.node.root.stop()
 
     async def _notifications(self, *, task_status: trio.TaskStatus[None]) -> None:

@@ -96,7 +96,7 @@ class Reloader:
         before, late = await self._switch(new, pool, restarts, cause)
         if late:
             pool, _ = await self._switch(old, before, restarts, f"{cause}, undone")
-            unused = list(opened)
+            unused = opened
         else:
             pool = before
             unused = [bind for bind in self._binds.sockets if bind not in new.settings.http.bind]

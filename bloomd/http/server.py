@@ -8,9 +8,7 @@ duplicate.
 import grp
 import os
 import socket
-import stat
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, cast
 
 import structlog
@@ -18,55 +16,68 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]  (its WSGI half is untyped)
 
+from bloomd import unixsocket
 from bloomd.errors import Misconfigured
 from bloomd.http.asgi import App
+from bloomd.settings import Tcp, Unix, parse_bind
 from bloomd.settings.model import Http
+from bloomd.unixsocket import BACKLOG
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Connections that wait while the service is being restarted. Linux caps it at net.core.somaxconn.
-BACKLOG = 1024
-
 # An idle connection is closed after this; a proxy in front keeps its own for less (nginx/bloomd.conf).
 KEEP_ALIVE_SECONDS = 20.0
+
+
+Listening = socket.socket | unixsocket.Listener
 
 
 class Binds:
     """The listening sockets of the HTTP API, by their names in the settings."""
 
     def __init__(self) -> None:
-        self.sockets: dict[str, socket.socket] = {}
+        self._listening: dict[str, Listening] = {}
 
     def __repr__(self) -> str:
-        return f"<Binds {' '.join(self.sockets)}>"
+        return f"<Binds {' '.join(self._listening)}>"
 
-    def open(self, settings: Http) -> dict[str, socket.socket]:
+    @property
+    def sockets(self) -> dict[str, socket.socket]:
+        """What is listened on now."""
+        return {
+            bind: each.socket if isinstance(each, unixsocket.Listener) else each
+            for bind, each in self._listening.items()
+        }
+
+    def open(self, settings: Http) -> list[str]:
         """Listen on what the settings name and is not listened on yet; all of it or nothing. Gives the new ones.
 
         Raises:
             Misconfigured: one of them cannot be had; the text says which, why, and what to do.
         """
-        opened: dict[str, socket.socket] = {}
+        opened: list[str] = []
         try:
             for bind in settings.bind:
-                if bind not in self.sockets:
-                    opened[bind] = _listen(bind, settings)
+                if bind not in self._listening:
+                    self._listening[bind] = _listen(bind, settings)
+                    opened.append(bind)
         except Misconfigured:
-            for listening in opened.values():
-                listening.close()
+            self.close(opened)
             raise
-        self.sockets |= opened
         return opened
 
     def close(self, binds: Iterable[str]) -> None:
         """Stop listening on these."""
         for bind in list(binds):
-            listening = self.sockets.pop(bind)
-            path = listening.getsockname() if listening.family is socket.AF_UNIX else None
-            listening.close()
-            if path:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
+            listening = self._listening.pop(bind)
+            if isinstance(listening, unixsocket.Listener):
+                unixsocket.unbind(listening)
+            else:
+                listening.close()
+
+    def close_all(self) -> None:
+        """Stop listening: whoever comes from now on is refused, instead of queued."""
+        self.close(self._listening)
 
 
 class HttpServer:
@@ -138,51 +149,35 @@ class HttpServer:
         await serve(cast("Any", self._app), config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
 
 
-def _listen(bind: str, settings: Http) -> socket.socket:
-    try:
-        if bind.startswith("unix:"):
-            return _listen_unix(bind.removeprefix("unix:"), settings)
-        host, _, port = bind.rpartition(":")
-        return socket.create_server(
-            (host.strip("[]"), int(port)),
-            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-            backlog=BACKLOG,
-        )
-    except OSError as error:
-        raise Misconfigured(
-            f"http.bind: cannot listen on {bind}: {os.strerror(error.errno) if error.errno else error}; "
-            "free it, or choose another address"
-        ) from error
-
-
-def _listen_unix(path: str, settings: Http) -> socket.socket:
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise Misconfigured(f"http.bind: {path} exists and is not a socket; move it away")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
+def _listen(bind: str, settings: Http) -> Listening:
+    match parse_bind(bind):
+        case Unix(path):
+            listener = unixsocket.bind(path, setting="http.bind", mode=int(settings.socket_mode, 8))
+            if settings.socket_group:
+                _give_to_group(listener, settings.socket_group)
+            return listener
+        case Tcp(host, port):
             try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)  # left behind by a daemon that was killed
-            else:
-                raise Misconfigured(f"http.bind: another program serves on {path}; stop it first")
-    listening = socket.socket(socket.AF_UNIX)
-    mode = int(settings.socket_mode, 8)
-    umask = os.umask(0o777 & ~mode)
+                return _listen_tcp(host, port)
+            except OSError as error:
+                raise Misconfigured(
+                    f"http.bind: cannot listen on {bind}: {error.strerror or error}; free it, or choose another address"
+                ) from error
+
+
+def _listen_tcp(host: str | None, port: int) -> socket.socket:
+    if host is None and socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+    family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
+    return socket.create_server((host or "", port), family=family, backlog=BACKLOG)
+
+
+def _give_to_group(listener: unixsocket.Listener, group: str) -> None:
     try:
-        listening.bind(path)
-    finally:
-        os.umask(umask)
-    if settings.socket_group:
-        try:
-            os.chown(path, -1, grp.getgrnam(settings.socket_group).gr_gid)
-        except (KeyError, PermissionError) as error:
-            listening.close()
-            os.unlink(path)
-            raise Misconfigured(
-                f"http.socket_group: the socket cannot be given to the group {settings.socket_group!r}; "
-                "create the group and make bloomd's user a member"
-            ) from error
-    listening.listen(BACKLOG)
-    return listening
+        os.chown(listener.path, -1, grp.getgrnam(group).gr_gid)
+    except (KeyError, PermissionError) as error:
+        unixsocket.unbind(listener)
+        raise Misconfigured(
+            f"http.socket_group: the socket cannot be given to the group {group!r}; "
+            "create the group and make bloomd's user a member"
+        ) from error
