@@ -5,9 +5,11 @@
     client                                              server
     {"jsonrpc":"2.0","id":1,"method":"ping"}     ──▶
                                                  ◀──    {"jsonrpc":"2.0","id":1,"result":{"pong":true}}
-    {"jsonrpc":"2.0","id":2,"method":"events"}   ──▶
-                                                 ◀──    {"jsonrpc":"2.0","method":"event","params":{...}}
-                                                 ◀──    {"jsonrpc":"2.0","method":"event","params":{...}}
+    {"jsonrpc":"2.0","id":2,"method":"pnig"}     ──▶
+                                                 ◀──    {"jsonrpc":"2.0","id":2,"error":{"code":-32601,"message":"..."}}
+
+Before its result a method may send notifications, which are messages with a `method` and no `id`: that is how a client
+will subscribe to something. No method does so yet.
 
 A line ends with LF (CRLF is tolerated) and has at most `MAX_LINE` bytes before it. JSON is never split over lines, so a
 line is a frame: garbage costs its sender one error, and the next line is read as if nothing had happened.
@@ -16,6 +18,7 @@ What comes of a line, whatever it holds and however its bytes arrive:
 
 - a request: `Request`, to be answered with a result or an error of the same `id`;
 - a notification, which is a request without `id`: `Request` too, never to be answered, not even with an error;
+- a notification with params by position: nothing, because it may not be answered;
 - anything else: a `Fault`, which is the error to answer with. Its `id` is that of the line when one could be read.
 
 ==================================================  ======================================
