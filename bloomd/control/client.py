@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 
 from bloomd.control.codes import BUSY, NOT_PERMITTED
@@ -125,7 +126,9 @@ class Client:
         match error.errno:
             case errno.ENOENT | errno.ENOTDIR:
                 return CannotReach(f"there is no socket {path}: is bloomd running, and with this control.socket?")
-            case errno.ECONNREFUSED | errno.ENOTSOCK:
+            case errno.ECONNREFUSED if os.path.isdir(path) or os.path.isfile(path):
+                return CannotReach(f"{path} is not a socket")
+            case errno.ECONNREFUSED:
                 return CannotReach(f"nobody listens on {path}: bloomd is not running")
             case errno.EACCES | errno.EPERM:
                 return NotPermitted(f"permission denied for {path}: {_who_may(path)}")
@@ -146,9 +149,11 @@ def _result(message: dict[str, Any]) -> Any:
 
 def _who_may(path: str) -> str:
     import grp
-    import os
 
     try:
-        return f"members of the group {grp.getgrgid(os.stat(path).st_gid).gr_name} and root may use it"
+        group = grp.getgrgid(os.stat(path).st_gid).gr_name
     except (OSError, KeyError):
-        return "members of the control group (control.group) and root may use it"
+        group = ""
+    # With one of these the socket just has the group of the daemon: there is no control group, or it is not in it.
+    who = "control group (control.group)" if group in ("", "root", "nogroup", "nobody") else f"group {group}"
+    return f"members of the {who} and root may use it"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bloomd.control.codes import METHOD_NOT_FOUND
 from bloomd.control.listener import bind, unbind
 from bloomd.control.server import MAX_CLIENTS
 
-GROUP = grp.getgrall()[-1].gr_name
+GROUP = next(group.gr_name for group in grp.getgrall() if group.gr_name not in ("root", "nogroup", "nobody"))
 
 
 async def in_thread(path: str, use: Any, timeout: float = 10.0) -> Any:
@@ -73,6 +74,14 @@ def test_nobody_listens(path: str) -> None:
         killed.bind(path)
     with pytest.raises(CannotReach, match="bloomd is not running"):
         Client(path)
+
+
+def test_no_socket_but_something_else(directory: Path) -> None:
+    file = directory / "file"
+    file.touch()
+    for path in (directory, file):
+        with pytest.raises(CannotReach, match=f"{path} is not a socket"):
+            Client(str(path))
 
 
 @contextmanager
@@ -130,8 +139,12 @@ except NotPermitted as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_who_may_not_open_the_socket_is_told_who_may(path: str) -> None:
-    listener = bind(path, GROUP)
+@pytest.mark.parametrize(
+    ("group", "who"),
+    [(GROUP, f"the group {GROUP}"), ("root", "the control group (control.group)")],
+)
+def test_who_may_not_open_the_socket_is_told_who_may(path: str, group: str, who: str) -> None:
+    listener = bind(path, group)
     done = subprocess.run([sys.executable, "-c", CONNECT, path], capture_output=True, text=True, check=True)
     unbind(listener)
-    assert done.stdout == f"permission denied for {path}: members of the group {GROUP} and root may use it\n"
+    assert done.stdout == f"permission denied for {path}: members of {who} and root may use it\n"
