@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from bloomd import __version__
 from bloomd.control import render
 from bloomd.control.client import CannotReach, Client, ControlFailure, NotPermitted
 
 TYPE_CHECKING = False  # importing typing would cost as much as a call takes
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
-    from bloomd.control.answers import Probes, Reload, Services, Status
+    from bloomd.control.answers import Json, Probes, Reload, Services, Status
 
 DEFAULT_SOCKET = "/run/bloomd/bloomd.sock"
 
@@ -34,6 +36,8 @@ DO_SECONDS = 120.0
 FOLLOW_SECONDS = 2.0
 # Longer lines are hard to read, however wide the terminal.
 MAX_WIDTH = 100
+# To the terminal's other screen, where long lines are cut at the edge; back to what was there; and a fresh picture.
+ENTER, LEAVE, CLEAR = "\x1b[?1049h\x1b[?7l", "\x1b[?7h\x1b[?1049l", "\x1b[H\x1b[J"
 
 EXIT_CODES = (
     """\
@@ -61,33 +65,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # the prompt is not to stand behind the terminal's ^C
         return INTERRUPTED
     return code
 
 
 def _once(options: Namespace) -> int:
     answer = _call(options)
-    print(_text(options, answer))
+    if options.output == "json":
+        print(json.dumps(answer, indent=2))
+    else:
+        print(_text(options.show(render.printable(answer), _look())))
     return options.judge(answer)
 
 
-def _follow(options: Namespace) -> int:
-    """Draw again and again until Ctrl-C; a daemon that is being restarted is waited for."""
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and options.output == "text" else ""
-    code = OK
+def _follow(options: Namespace) -> NoReturn:
+    """Draw again and again until interrupted."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` is not to leave us on the other screen
+    draws = options.output == "text" and _is_terminal()
     try:
+        print(ENTER if draws else "", end="")
         while True:
-            try:
-                answer = _call(options)
-                text, code = _text(options, answer), options.judge(answer)
-            except CannotReach as failure:
-                text, code = str(failure), CANNOT_REACH
-                if options.output == "json":
-                    text = json.dumps({"error": text})
-            print(clear + text, flush=True)
+            lines = _picture(options)
+            if draws:
+                print(CLEAR + _text(render.cropped(lines, *_size())), end="", flush=True)
+            else:
+                print(_text(lines), flush=True)
             time.sleep(FOLLOW_SECONDS)
-    except KeyboardInterrupt:
-        return code
+    finally:
+        print(LEAVE if draws else "", end="", flush=True)
+
+
+def _picture(options: Namespace) -> list[str]:
+    """How it is now; a daemon that cannot be reached may be on its way back."""
+    show = options.show
+    try:
+        answer: Json = _call(options)
+    except CannotReach as failure:
+        answer = {"error": str(failure)}
+        show = render.failure
+    if options.output == "json":
+        return [json.dumps(answer)]
+    return list(show(render.printable(answer), _look(time.strftime("%H:%M:%S  "))))
 
 
 def _call(options: Namespace) -> Any:
@@ -101,14 +122,22 @@ def _call(options: Namespace) -> Any:
     return answer
 
 
-def _text(options: Namespace, answer: Any) -> str:
-    if options.output == "json":
-        return json.dumps(answer, indent=None if options.follow else 2)
-    terminal = sys.stdout.isatty()
-    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    columns = os.get_terminal_size(sys.stdout.fileno()).columns if terminal else 0  # a serial line does not know: 0
-    look = render.Look(time.time(), min(columns or MAX_WIDTH, MAX_WIDTH), colour)
-    text = "\n".join(options.show(render.printable(answer), look))
+def _look(stamp: str = "") -> render.Look:
+    colour = _is_terminal() and not os.environ.get("NO_COLOR")
+    return render.Look(time.time(), min(_size().columns, MAX_WIDTH), colour, stamp)
+
+
+def _is_terminal() -> bool:
+    """Whether what we write to understands escape sequences."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _size() -> os.terminal_size:
+    return shutil.get_terminal_size((MAX_WIDTH, 24))
+
+
+def _text(lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
     return text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)  # some locales have few letters
 
 
@@ -131,7 +160,7 @@ def _by_success(answer: Reload) -> int:
 
 
 def _by_services(answer: Services) -> int:
-    return FAILED if any(service["state"] == "failed" for service in answer["services"]) else OK
+    return FAILED if any(service["state"] in ("failed", "backoff") for service in answer["services"]) else OK
 
 
 def _by_probes(answer: Probes) -> int:
@@ -145,6 +174,7 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.set_defaults(output="text", socket=None, follow=False)
+    parser.add_argument("--version", action="version", version=f"bloomd-ctl {__version__}")
     everywhere = Parser(add_help=False, argument_default=SUPPRESS)
     for place in (parser, everywhere):
         place.add_argument("-s", "--socket", help="path of the control socket")
@@ -153,7 +183,7 @@ def _parser() -> ArgumentParser:
     examples: list[str] = []
 
     def command(name: str, summary: str, *, example: str, method: str = "", **defaults: object) -> ArgumentParser:
-        examples.append(f"  {example:<34}{summary}")
+        examples.append(f"  {example:<36}{summary}")
         added = subparsers.add_parser(
             name,
             parents=[everywhere],
@@ -176,9 +206,9 @@ def _parser() -> ArgumentParser:
         show=render.reload, judge=_by_success, seconds=DO_SECONDS,
     )  # fmt: skip
     for name, summary, example in (
-        ("restart", "stop and start a service", "bloomd-ctl restart sync"),
+        ("restart", "stop and start a service", "bloomd-ctl restart membridge-sync"),
         ("start", "start a stopped or failed service", "bloomd-ctl start probes/minio"),
-        ("stop", "stop a service until it is started", "bloomd-ctl stop sync"),
+        ("stop", "stop a service until it is started", "bloomd-ctl stop membridge-sync"),
     ):
         service = command(name, summary, example=example, show=render.services, judge=_by_services, seconds=DO_SECONDS)
         service.add_argument("name", metavar="SERVICE", help="its name, as `bloomd-ctl status` shows it")

@@ -1,6 +1,6 @@
 """The answers of the control socket as text for a person: pure functions from a value to lines.
 
-The text fits a terminal of 80 columns and up; a long error is wrapped, never cut. What comes from elsewhere (an error
+The text fits a terminal of 60 columns and up; a long error is wrapped, never cut. What comes from elsewhere (an error
 that some server sent, say) loses its control characters first, so that it cannot play tricks on the terminal.
 """
 
@@ -37,22 +37,25 @@ _GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
 _COLOURS = {
     "ok": _GREEN, "running": _GREEN, "up": _GREEN,
     "degraded": _YELLOW, "starting": _YELLOW, "waiting": _YELLOW, "backoff": _YELLOW, "stopping": _YELLOW,
-    "stopped": _YELLOW, "unknown": _YELLOW,
+    "stopped": _YELLOW, "unknown": _YELLOW, "not watched": _YELLOW,
     "down": _RED, "failed": _RED,
     "disabled": _DIM, "not configured": _DIM,
 }  # fmt: skip
 
 # Wide enough for the longest heading, `workers` and `process`, and a gap.
 _LABEL = 10
+# With less room than this beside a row, its text is easier to read below.
+_BESIDE = 24
 
 
 class Look:
-    """How it is to look: the width to fit, whether in colour, and what time it is."""
+    """How it is to look: the width to fit, whether in colour, what time it is, and what to begin a status with."""
 
-    def __init__(self, now: float, width: int = 100, colour: bool = False) -> None:
+    def __init__(self, now: float, width: int = 100, colour: bool = False, stamp: str = "") -> None:
         self.now = now
         self.width = width
         self.colour = colour
+        self.stamp = stamp
 
     def paint(self, word: str) -> str:
         """A word in the colour of what it means, if it means anything."""
@@ -84,9 +87,33 @@ def duration(seconds: float) -> str:
     return f"{int(seconds / 3600)} h" if seconds < 48 * 3600 else f"{int(seconds / 86400)} d"
 
 
+def shown(value: Json | tuple[Json, ...]) -> str:
+    """The value of a setting."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value)) or "-"
+    return str(value)
+
+
+def cropped(lines: list[str], width: int, height: int) -> list[str]:
+    """What of it fits a window; its last line says what does not."""
+    if len(lines) <= height:
+        return lines
+    more = f"… {_count(len(lines) - height + 1, 'more line')}: make the window larger, or use status without -w"
+    return [*lines[: height - 1], more[:width]]
+
+
+def failure(answer: dict[str, str], look: Look) -> Iterator[str]:
+    yield from _section(look.stamp + answer["error"], look, label="")
+
+
 def status(answer: Status, look: Look) -> Iterator[str]:
     reasons = "; ".join(answer["reasons"])
-    yield from _section(look.paint(answer["verdict"]) + (f": {reasons}" if reasons else ""), look, label="")
+    verdict = look.stamp + look.paint(answer["verdict"])
+    yield from _section(verdict + (f": {reasons}" if reasons else ""), look, label="")
     for notice in answer["notices"]:
         yield from _section(notice, look, label="notice")
     yield ""
@@ -94,7 +121,8 @@ def status(answer: Status, look: Look) -> Iterator[str]:
     yield from _service_rows(answer["services"], look)
     yield ""
     yield "probes"
-    yield from _probe_rows(answer["probes"], look)
+    away = {service["name"] for service in answer["services"] if service["state"] != "running"}
+    yield from _probe_rows(answer["probes"], look, away)
     yield ""
     yield from _section(_queue(answer["queue"], look), look, label="queue")
     yield from _section(_workers(answer["workers"], look), look, label="workers")
@@ -114,12 +142,12 @@ def services(answer: Services, look: Look) -> Iterator[str]:
 
 
 def probes(answer: Probes, look: Look) -> Iterator[str]:
-    yield from _probe_rows(answer["probes"], look, indent="")
+    yield from _probe_rows(answer["probes"], look, set(), indent="")
 
 
 def config(answer: Config, look: Look) -> Iterator[str]:
     rows = [
-        [setting["key"], _value(setting["value"]), setting["source"] + _where(setting["where"])]
+        [setting["key"], f"{shown(setting['value'])}  # {setting['source']}{_where(setting['where'])}"]
         for setting in answer["settings"]
     ]
     yield from _table(rows, look, indent="")
@@ -128,21 +156,25 @@ def config(answer: Config, look: Look) -> Iterator[str]:
 
 
 def reload(answer: Reload, look: Look) -> Iterator[str]:
+    later = [change for change in answer["changes"] if change["key"] in answer["needs_restart"]]
+    now = [change for change in answer["changes"] if change not in later]
     match answer["result"]:
         case "unchanged":
             yield "unchanged"
         case "reloaded":
-            yield look.paint("ok") + ": the new settings are in force"
+            effect = "the new settings are in force" if now else "nothing changes before a restart of bloomd"
+            yield f"{look.paint('ok')}: {effect}"
         case "failed":
             yield look.paint("failed") + ": the old settings stay in force"
     for error in answer["errors"]:
         yield from _section(error, look, label="")
-    yield from _table([_change(change) for change in answer["changes"]], look, indent="  ")
+    yield from _table(list(map(_change, now)), look, indent="  ")
+    if later:
+        yield "in force after a restart of bloomd:"
+        yield from _table(list(map(_change, later)), look, indent="  ")
     for label, names in (("restarted", answer["restarted"]), ("tried again", answer["retried"])):
         if names:
             yield f"{label}: {', '.join(names)}"
-    if answer["needs_restart"]:
-        yield f"in force after a restart of bloomd only: {', '.join(answer['needs_restart'])}"
 
 
 def sync(answer: SyncRound, look: Look) -> Iterator[str]:
@@ -185,6 +217,8 @@ def _service_detail(service: Service) -> str:
         facts.append(_count(service["restarts"], "restart"))
     if service["by_hand"]:
         facts.append("stopped by hand")
+    elif service["state"] == "stopped":
+        facts += [service["cause"]] if service["cause"] != "shutdown" else []  # its group was stopped, and says why
     elif service["state"] != "running":
         facts.append(service["last_error"] or service["cause"])
     elif service["last_error"] and service["restarts"]:
@@ -192,17 +226,18 @@ def _service_detail(service: Service) -> str:
     return ", ".join(facts)
 
 
-def _probe_rows(probes: list[Probe], look: Look, indent: str = "  ") -> Iterator[str]:
+def _probe_rows(probes: list[Probe], look: Look, away: set[str], indent: str = "  ") -> Iterator[str]:
     rows: list[list[str]] = []
     for probe in probes:
-        if probe["state"] == "disabled":
-            rows.append([probe["name"], probe["state"], "", "", "", ""])
+        state = probe["state"]
+        if state == "disabled" or f"probes/{probe['name']}" in away:
+            rows.append([probe["name"], state if state == "disabled" else "not watched", "", "", "", ""])
             continue
         last_ok = "never ok" if probe["last_ok"] is None else f"ok {look.ago(probe['last_ok'])}"
         detail = f"{_count(probe['failures'], 'failure')} in a row: {probe['error']}" if probe["failures"] else ""
         p50 = "" if probe["p50_ms"] is None else f"p50 {_milliseconds(probe['p50_ms'])}"
         p99 = "" if probe["p99_ms"] is None else f"p99 {_milliseconds(probe['p99_ms'])}"
-        rows.append([probe["name"], probe["state"], last_ok, p50, p99, detail])
+        rows.append([probe["name"], state, last_ok, p50, p99, detail])
     yield from _table(rows, look, indent=indent)
 
 
@@ -220,10 +255,11 @@ def _queue(queue: Queue | None, look: Look) -> str:
 def _workers(workers: Workers | None, look: Look) -> str:
     if workers is None:
         return f"{look.paint('unknown')} (PostgreSQL is away)"
-    return (
-        f"{workers['online']} of {workers['total']} online,"
-        f" {workers['busy']} of {_count(workers['capacity'], 'place')} taken"
-    )
+    online = f"{workers['online']} of {workers['total']} online"
+    busy, capacity = workers["busy"], workers["capacity"]
+    if busy > capacity:  # the capacity is that of workers online; who went offline still holds a place
+        return f"{online}, {_count(busy, 'place')} taken"
+    return f"{online}, {busy} of {_count(capacity, 'place')} taken" if capacity else online
 
 
 def _sync(sync: Sync, look: Look) -> str:
@@ -261,35 +297,30 @@ def _section(text: str, look: Look, *, label: str) -> Iterator[str]:
 
 
 def _table(rows: list[list[str]], look: Look, *, indent: str) -> Iterator[str]:
-    """Aligned columns; the last one is wrapped in what room is left."""
+    """Aligned columns; the last one is wrapped in what room is left, or below when that is little."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     for *cells, last in rows:
         head = indent + "".join(f"{look.paint(cell.ljust(width))}  " for cell, width in zip(cells, widths, strict=True))
         used = len(indent) + sum(widths) + 2 * len(widths)
-        first, *rest = wrap(last, max(look.width - used, 24)) or [""]
+        if look.width - used < _BESIDE:
+            yield head.rstrip()
+            below = indent + "    "
+            yield from wrap(last, look.width, initial_indent=below, subsequent_indent=below)
+            continue
+        first, *rest = wrap(last, look.width - used) or [""]
         yield (head + first).rstrip()
         for line in rest:
             yield " " * used + line
 
 
 def _change(change: Change) -> list[str]:
-    return [change["key"], f"{_value(change['old'])} -> {_value(change['new'])}"]
+    return [change["key"], f"{shown(change['old'])} -> {shown(change['new'])}"]
 
 
 def _where(where: str | None) -> str:
     return f" ({where})" if where else ""
-
-
-def _value(value: Json) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return ", ".join(map(_value, value)) or "-"
-    return str(value)
 
 
 def _count(count: int, thing: str) -> str:

@@ -67,7 +67,7 @@ def test_a_bad_status_says_what_is_unknown_and_what_to_try() -> None:
 
 
 @pytest.mark.parametrize("answer", [GOOD, BAD])
-@pytest.mark.parametrize("width", [80, 90, 100])
+@pytest.mark.parametrize("width", [60, 80, 90, 100])
 def test_it_fits(answer: dict, width: int) -> None:
     assert max(map(len, lines(render.status, answer, width=width))) <= width
 
@@ -100,6 +100,58 @@ def test_an_empty_queue_and_no_control_plane() -> None:
     assert "sync      not configured" in text
 
 
+@pytest.mark.parametrize(
+    ("workers", "text"),
+    [
+        ({"total": 1, "online": 1, "capacity": 1, "busy": 0}, "1 of 1 online, 0 of 1 place taken"),
+        ({"total": 1, "online": 0, "capacity": 0, "busy": 0}, "0 of 1 online"),
+        ({"total": 1, "online": 0, "capacity": 0, "busy": 1}, "0 of 1 online, 1 place taken"),
+        ({"total": 2, "online": 1, "capacity": 2, "busy": 3}, "1 of 2 online, 3 places taken"),
+    ],
+)
+def test_workers_that_went_offline_still_hold_their_places(workers: dict, text: str) -> None:
+    assert f"workers   {text}" in lines(render.status, GOOD | {"workers": workers})
+
+
+def test_under_a_group_stopped_by_hand_nothing_is_watched() -> None:
+    services = [
+        service("probes", state="stopped", cause="stopped by hand", by_hand=True),
+        service("probes/postgres", state="stopped", cause="shutdown", last_error="connection refused"),
+        service("probes/minio", state="stopped", cause="shutdown"),
+    ]
+    text = lines(render.status, GOOD | {"services": services})
+    assert "    postgres  stopped  3 h" in text
+    assert "  postgres  not watched" in text
+    assert "  minio     disabled" in text
+
+
+def test_what_does_not_fit_beside_a_row_goes_below_it() -> None:
+    away = service("membridge-sync", state="waiting", retry_in=2.0, last_error="connection refused by membridge")
+    assert lines(render.services, {"services": [away]}, width=50) == [
+        "membridge-sync  waiting  3 h",
+        "    retry in 2 s, connection refused by membridge",
+    ]
+
+
+def test_a_picture_has_its_time_and_is_cropped_at_the_bottom() -> None:
+    stamped = lines(render.status, BAD, stamp="12:34:56  ")
+    assert stamped[0] == "12:34:56  down: PostgreSQL is away; sync is waiting"
+    assert render.cropped(stamped, height=len(stamped), width=100) == stamped
+    assert render.cropped(stamped, height=4, width=100) == [
+        *stamped[:3],
+        f"… {len(stamped) - 3} more lines: make the window larger, or use status without -w",
+    ]
+    assert render.cropped(stamped, height=len(stamped) - 1, width=14)[-1] == "… 2 more lines"
+
+
+def test_a_failure_is_wrapped() -> None:
+    failure = {"error": "there is no socket /run/bloomd/bloomd.sock: is bloomd running?"}
+    assert lines(render.failure, failure, width=60, stamp="12:34:56  ") == [
+        "12:34:56  there is no socket /run/bloomd/bloomd.sock: is",
+        "  bloomd running?",
+    ]
+
+
 def test_services_and_probes_alone_have_their_whole_names() -> None:
     assert lines(render.services, {"services": [service("probes/minio")]}) == ["probes/minio  running  3 h"]
     assert lines(render.probes, {"probes": [probe("minio")]}) == ["minio  up  ok 3 s ago  p50 1.2 ms  p99 15 ms"]
@@ -111,12 +163,28 @@ def test_config() -> None:
         {"key": "minio.secure", "value": False, "source": "default", "where": None},
         {"key": "membridge.server_url", "value": None, "source": "default", "where": None},
     ]
-    assert lines(render.config, {"settings": settings, "warnings": ["http.api_key is short"]}) == [
-        "http.bind             127.0.0.1:5000, :80  file (bloomd.yaml:3:7)",
-        "minio.secure          false                default",
-        "membridge.server_url  -                    default",
+    answer = {"settings": settings, "warnings": ["http.api_key is short"]}
+    assert lines(render.config, answer) == [
+        "http.bind             127.0.0.1:5000, :80  # file (bloomd.yaml:3:7)",
+        "minio.secure          false  # default",
+        "membridge.server_url  -  # default",
         "warning   http.api_key is short",
     ]
+    assert lines(render.config, answer, width=60)[:2] == [
+        "http.bind             127.0.0.1:5000, :80  # file",
+        "                      (bloomd.yaml:3:7)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"), (True, "true"), (False, "false"), (10.0, "10.0"), (0.25, "0.25"), (8388608, "8388608"),
+        ("info", "info"), ((), "-"), (["a", "b"], "a, b"), (("a", None), "a, -"),
+    ],
+)  # fmt: skip
+def test_values_of_settings(value: object, text: str) -> None:
+    assert render.shown(value) == text
 
 
 def test_reload() -> None:
@@ -136,10 +204,15 @@ def test_reload() -> None:
     }  # fmt: skip
     assert lines(render.reload, nothing | done) == [
         "ok: the new settings are in force",
-        "  log.level      info -> debug",
+        "  log.level  info -> debug",
+        "in force after a restart of bloomd:",
         "  control.group  - -> x",
         "restarted: sync, probes",
-        "in force after a restart of bloomd only: control.group",
+    ]
+    assert lines(render.reload, nothing | done | {"changes": done["changes"][1:], "restarted": []}) == [
+        "ok: nothing changes before a restart of bloomd",
+        "in force after a restart of bloomd:",
+        "  control.group  - -> x",
     ]
     failed = {"ok": False, "result": "failed", "errors": ["bloomd.yaml:3:1: unknown key `htpp`"]}
     assert lines(render.reload, nothing | failed) == [

@@ -1,10 +1,13 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,13 +15,16 @@ import pytest
 import trio
 from control_answers import BAD, GOOD, service
 
+from bloomd import __version__
 from bloomd.control.codes import NOT_PERMITTED
 from bloomd.control.listener import bind, unbind
 from bloomd.control.server import Call, ControlError, ControlServer, Method
-from bloomd.ctl import DEFAULT_SOCKET
+from bloomd.ctl import DEFAULT_SOCKET, _parser
 
 CTL = [sys.executable, "-m", "bloomd.ctl"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "BLOOMD_SOCKET")}
+OURS = ("NO_COLOR", "BLOOMD_SOCKET", "COLUMNS", "LINES")
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in OURS}
+ROOT = Path(__file__).parents[2]
 
 RELOAD = {
     "ok": True, "result": "unchanged", "changes": [], "restarted": [], "needs_restart": [], "retried": [], "errors": [],
@@ -86,6 +92,10 @@ async def canned(path: str, nursery: trio.Nursery) -> Canned:
     return daemon
 
 
+def age(done: "subprocess.CompletedProcess[str]") -> str:
+    return " ".join(done.stdout.split()[2:4])
+
+
 @pytest.mark.parametrize(
     ("verdict", "code"), [("ok", 0), ("degraded", 1), ("down", 2)]
 )  # fmt: skip
@@ -142,6 +152,11 @@ async def test_failures_have_their_exit_codes(canned: Canned) -> None:
     done = await canned.ctl("restart", "snyc")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "bloomd-ctl: there is no service snyc\n")
 
+    for state, code in (("failed", 1), ("backoff", 1), ("waiting", 0)):
+        canned.answers["restart"] = {"services": [service("http", state=state, last_error="no such address")]}
+        done = await canned.ctl("restart", "http")
+        assert (done.returncode, done.stdout) == (code, f"http  {state}  {age(done)}  no such address\n")
+
     canned.answers["restart"] = ControlError("members of the group bloomd-admin may", NOT_PERMITTED)
     done = await canned.ctl("restart", "sync")
     assert (done.returncode, done.stdout) == (4, "")
@@ -192,7 +207,32 @@ async def test_help_has_an_example_for_every_command() -> None:
     for command in commands:
         assert f"\n  bloomd-ctl {command}" in done.stdout
     done = await ctl("restart", "--help")
-    assert "example: bloomd-ctl restart sync" in done.stdout
+    assert "example: bloomd-ctl restart membridge-sync" in done.stdout
+
+
+def test_the_services_of_the_examples_exist() -> None:
+    table = (ROOT / "bloomd/daemon.py").read_text()
+    services = set(re.findall(r'\bService\(\s*"([^"]+)"', table))
+    probes = set(re.findall(r'\bProbe\(\s*"([^"]+)"', table))
+    assert {"http", "membridge-sync"} <= services
+    assert "minio" in probes
+    texts = _parser().format_help() + (ROOT / "man/bloomd-ctl.8").read_text() + (ROOT / "README.md").read_text()
+    examples = re.findall(r"bloomd-ctl (restart|start|stop|probe) ([a-z][a-z/-]*)", texts.replace("\\-", "-"))
+    assert {command for command, _ in examples} == {"restart", "start", "stop", "probe"}
+    for command, name in examples:
+        assert name in (probes if command == "probe" else services | {f"probes/{probe}" for probe in probes}), command
+
+
+async def test_its_own_version() -> None:
+    done = await ctl("--version")
+    assert (done.returncode, done.stdout) == (0, f"bloomd-ctl {__version__}\n")
+
+
+async def test_the_width_is_that_of_the_environment_or_100(canned: Canned) -> None:
+    canned.answers["status"] = GOOD | {"verdict": "down", "reasons": ["nothing works " * 30]}
+    for environment, width in (({}, 100), ({"COLUMNS": "60"}, 60), ({"COLUMNS": "x"}, 100)):
+        done = await canned.ctl("status", **environment)
+        assert width - 10 < max(map(len, done.stdout.splitlines())) <= width
 
 
 async def on_a_terminal(canned: Canned, *arguments: str, **environment: str) -> str:
@@ -238,15 +278,43 @@ async def test_a_reader_that_has_seen_enough_is_no_error(canned: Canned) -> None
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-async def test_following_draws_until_interrupted_also_across_a_restart(path: str, nursery: trio.Nursery) -> None:
-    follow = partial(trio.run_process, [*CTL, "-s", path, "-o", "json", "status", "-w"], env=ENVIRONMENT)
-    process: trio.Process = await nursery.start(partial(follow, stdout=subprocess.PIPE))
+async def test_following_goes_on_across_a_restart_until_interrupted(path: str, nursery: trio.Nursery) -> None:
+    follow = partial(trio.run_process, [*CTL, "-s", path, "-o", "json", "status", "-w"], env=ENVIRONMENT, check=False)
+    process: trio.Process = await nursery.start(partial(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     with trio.fail_after(20):
         assert "there is no socket" in (await next_line(process))["error"]
         await nursery.start(Canned(path).serve)
         assert await next_line(process) == GOOD
         process.send_signal(signal.SIGINT)
-        assert await process.wait() == 0
+        assert await process.wait() == 130
+        assert process.stderr is not None
+        assert await process.stderr.receive_some() == b"\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_following_on_a_terminal_keeps_the_verdict_in_sight(
+    canned: Canned, nursery: trio.Nursery, number: signal.Signals
+) -> None:
+    canned.answers["status"] = GOOD | {"services": [service(f"service-{each}") for each in range(40)]}
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    env = ENVIRONMENT | {"BLOOMD_SOCKET": canned.path, "TERM": "xterm", "NO_COLOR": "1"}
+    follow = partial(trio.run_process, [*CTL, "status", "-w"], stdout=theirs, stderr=theirs, env=env, check=False)
+    process: trio.Process = await nursery.start(follow)
+    async with trio.lowlevel.FdStream(ours) as screen:
+        drawn = ""
+        with trio.fail_after(20):
+            while "without -w" not in drawn:
+                drawn += (await screen.receive_some()).decode()
+            process.send_signal(number)
+            assert await process.wait() == 130
+            after = (await screen.receive_some()).decode()
+    os.close(theirs)
+    lines = drawn.splitlines()
+    assert re.fullmatch(r"\x1b\[\?1049h\x1b\[\?7l\x1b\[H\x1b\[J\d\d:\d\d:\d\d  ok", lines[0])
+    assert (len(lines), drawn.count("\n")) == (24, 23)
+    assert re.fullmatch(r"… \d+ more lines: make the window larger, or use status without -w", lines[-1])
+    assert after == "\x1b[?7h\x1b[?1049l\r\n"
 
 
 async def next_line(process: trio.Process) -> Any:
