@@ -4,7 +4,7 @@ Every setting has a dotted key (`http.bind`), a default, and several places in w
 place that tells it wins::
 
       option        the command line of `bloomd dev`              strongest
-      database      set through the API or the page: Membridge's URL and admin key, on every node at once
+      database      set through the API: Membridge's URL and admin key, on every node at once
       environment   DATABASE_URL, PORT, ...: the names of today's runtime
       env_file      the same names in a file, which the YAML file names
       file          bloomd.yaml
@@ -12,7 +12,9 @@ place that tells it wins::
       default       the model                                     weakest
 
 `load` reads them all and answers with `Loaded`: the `Settings`, the `Source` of each key, and warnings. Or it raises
-one `SettingsError` with everything that is wrong, each `Problem` at its line and column::
+one `SettingsError` with everything that is known to be wrong, each `Problem` at its line and column. What is not known
+is left out: what a file says behind the place where it stops being YAML, whether a value is good that a file which
+cannot be read may replace, and whether two values fit together while one of them is wrong by itself::
 
       bloomd.yaml ──▶ node tree ──▶ values ─┐
       env_file, environment ──▶ values ─────┼─▶ overlay ──▶ secret files, PORT ──▶ rules ──▶ + database ──▶ Loaded
@@ -28,14 +30,14 @@ What holds:
   contradict each other; between places the stronger one counts.
 - Membridge's admin key goes to the origin that it was given for and to no other (`bloomd.settings.stored`).
 - An empty environment variable is not set. A name that means nothing here is somebody else's.
-- No error, no `repr` and nothing that `describe` and `changed` return holds a secret. A key is a secret when the model
-  gives it a `_file` twin (`SECRETS`).
+- No error, no warning, no `repr` and nothing that `describe` and `changed` return holds a secret: it shows as `****`.
+  Of Membridge's admin key, when it has twelve characters or more, `describe` and `changed` show the first and the last
+  four, as `GET /config` does. A key is a secret when the model gives it a `_file` twin (`SECRETS`).
 
 To add a setting, add a field to the model; everything else, the example file and the manual page included, follows.
 """
 
 from bloomd.settings.binds import Tcp, Unix, parse_bind
-from bloomd.settings.check import key_problem, url_problem
 from bloomd.settings.diff import Change, changed, sections
 from bloomd.settings.display import Setting, describe, masked, secrets
 from bloomd.settings.keys import SECRETS
@@ -43,6 +45,7 @@ from bloomd.settings.model import Settings
 from bloomd.settings.problems import Kind, Problem, SettingsError, Source
 from bloomd.settings.sources import Loaded, load
 from bloomd.settings.urls import http_url, origin
+from bloomd.settings.values import key_problem, url_problem
 
 __all__ = [
     "SECRETS",

@@ -28,6 +28,18 @@ class Tcp:
         except ValueError:
             return False
 
+    def overlaps(self, other: "Tcp") -> bool:
+        """Whether the system would refuse one of the two because the other is taken."""
+        return self.port == other.port != 0 and (self._covers(other) or other._covers(self))
+
+    def _covers(self, other: "Tcp") -> bool:
+        every = "::" if ":" in other._address else "0.0.0.0"  # a name is looked up as IPv4
+        return self.host is None or self._address in (other._address, every)
+
+    @property
+    def _address(self) -> str:
+        return "127.0.0.1" if (self.host or "").lower() == "localhost" else self.host or ""
+
 
 @dataclass(frozen=True, slots=True)
 class Unix:

@@ -20,8 +20,8 @@ _HEAD = """\
 bloomd.yaml: the settings of bloomd, and what each is when nothing is said.
 
 To set one, take the `#` off its line; `bloomd check` then says whether all is well, and `bloomd-ctl reload` brings it
-into force. A setting is taken from the strongest of these that has it: the command line of `bloomd dev`; the API or the
-web page (kept in the database); the environment; the env_file; this file; the default.
+into force. A setting is taken from the strongest of these that has it: the command line of `bloomd dev`; the API (kept
+in the database); the environment; the env_file; this file; the default.
 
 A secret can stand here, or in a file of its own that the key with `_file` behind it names. Whoever can read a secret
 can use it: chown root:bloomd, chmod 640. A relative file name is taken from the directory of this file."""
@@ -52,7 +52,7 @@ def man() -> str:
             for sentence in _sentences(key):
                 lines += _mdoc(sentence)
             if key.default is not None:
-                lines += _mdoc(f"The default is `{_value(key.default)}`.")
+                lines += _mdoc(f"The default is {_value(key.default)}.")
         lines.append(".El")
     return "\n".join(lines) + "\n"
 
@@ -71,12 +71,15 @@ def _about(section: str) -> str:
 
 def _sentences(key: Key) -> Iterator[str]:
     yield key.description
-    if key.expected not in ("text", "`true` or `false`"):
-        yield f"{key.expected[0].upper()}{key.expected[1:]}."
-    for variable, name in VARIABLES.items():
-        if name == key.name:
-            meaning = f": {MEANINGS[variable]}" if variable in MEANINGS else ""
-            yield f"In the environment: {variable}{meaning}."
+    if key.form not in ("text", "`true` or `false`"):
+        yield f"{key.form[0].upper()}{key.form[1:]}."
+    variables = [
+        f"{variable} ({MEANINGS[variable]})" if variable in MEANINGS else variable
+        for variable, name in VARIABLES.items()
+        if name == key.name
+    ]
+    if variables:
+        yield f"In the environment: {'; '.join(variables)}."
 
 
 def _value(value: object) -> str:

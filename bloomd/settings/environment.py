@@ -31,7 +31,7 @@ VARIABLES: Mapping[str, str] = {
 
 # What some of them mean beyond the value of that key.
 MEANINGS: Mapping[str, str] = {
-    "PORT": "this port in the place of all TCP addresses; on all interfaces with a key, on loopback without one",
+    "PORT": "this port in the place of all TCP addresses: on all interfaces with a key, on 127.0.0.1 without one",
     "MINIO_PORT": "the port of MINIO_ENDPOINT",
     "NODE_ENV": "`production` means `json`",
 }

@@ -29,7 +29,7 @@ def read_text(path: Path) -> str:
     except IsADirectoryError:
         raise Unreadable("this is a directory, not a file") from None
     except PermissionError:
-        raise Unreadable(f"bloomd may not read it; to let it, run: {_permit(path)}") from None
+        raise Unreadable(_permit(path)) from None
     except OSError as error:
         raise Unreadable(f"it cannot be read: {error.strerror or error}") from error
     except ValueError:
@@ -43,15 +43,28 @@ def read_text(path: Path) -> str:
         raise Unreadable(f"it is not UTF-8 text (line {line}); save it in that encoding") from None
 
 
+def readable_by_everybody(path: Path) -> bool:
+    """Whether its mode lets everybody on this machine read it."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
 def _open(path: str, flags: int) -> int:
     # O_NONBLOCK: opening a named pipe that nobody writes to would never return.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _permit(path: Path) -> str:
+    for directory in reversed(path.absolute().parents):
+        if not os.access(directory, os.X_OK, effective_ids=True):
+            quoted = shlex.quote(str(directory))
+            return f"bloomd may not search {quoted}; to let it, run: chmod a+x {quoted}"
     group = os.getegid()
     try:
         name = grp.getgrgid(group).gr_name
     except KeyError:
         name = str(group)
-    return f"chgrp {name} {shlex.quote(str(path))} && chmod 640 {shlex.quote(str(path))}"
+    quoted = shlex.quote(str(path))
+    return f"bloomd may not read it; to let it, run: chgrp {name} {quoted} && chmod 640 {quoted}"

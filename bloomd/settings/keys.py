@@ -50,6 +50,13 @@ class Key:
     @property
     def expected(self) -> str:
         """What a value must be, as words after "expected"."""
+        if isinstance(self.type, inspect.FloatType):  # each of them is a time
+            return f"a number of seconds{_bounds(self.type)}, such as {self.default:g}"
+        return self.form
+
+    @property
+    def form(self) -> str:
+        """The same for who knows what it is about."""
         match self.type:
             case inspect.BoolType():
                 return "`true` or `false`"

@@ -41,7 +41,7 @@ class Database(Section, frozen=True):
 
 
 class Http(Section, frozen=True):
-    """The HTTP API and the operator's page."""
+    """The HTTP API."""
 
     bind: Annotated[
         tuple[str, ...],
@@ -73,7 +73,11 @@ class Http(Section, frozen=True):
         tuple[str, ...], Meta(description="Clients that read /metrics without the key: networks.")
     ] = ("127.0.0.0/8", "::1/128")
     public_url: Annotated[
-        str | None, Meta(description="The URL by which workers reach this server, such as https://bloom.example.org.")
+        str | None,
+        Meta(
+            description="The URL by which workers reach this server, such as https://bloom.example.org."
+            " Reserved for the installation of workers in a later version: nothing uses it yet."
+        ),
     ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Bytes that a request body may have.")] = (
         8 * 1024 * 1024
@@ -82,7 +86,7 @@ class Http(Section, frozen=True):
         Seconds, Meta(description="Seconds that requests under way get to finish at shutdown.")
     ] = 10.0
     session_secret: Annotated[
-        str | None, Meta(description="Signs the page's session cookies. Without one, bloomd makes and keeps its own.")
+        str | None, Meta(description="Reserved for the page of a later version: nothing uses it yet.")
     ] = None
     session_secret_file: Annotated[
         str | None, Meta(description="A file that holds the secret, instead of `session_secret`.")
@@ -107,19 +111,25 @@ class Membridge(Section, frozen=True):
     ] = None
     admin_key: Annotated[str | None, Meta(description="Key for the control plane.")] = None
     admin_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `admin_key`.")] = None
-    agent_key: Annotated[str | None, Meta(description="Key for the agents on the worker machines.")] = None
+    agent_key: Annotated[
+        str | None,
+        Meta(
+            description="Key for the agents on the worker machines."
+            " Reserved for a later version, which sends them tasks: nothing uses it yet."
+        ),
+    ] = None
     agent_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `agent_key`.")] = None
     sync_interval: Annotated[Seconds, Meta(description="Seconds between two rounds of mirroring its agents.")] = 10.0
     timeout: Annotated[Seconds, Meta(description="Seconds that one call may take.")] = 10.0
 
 
 class Minio(Section, frozen=True):
-    """MinIO, or any other S3 server."""
+    """MinIO, or any other S3 server: this version watches it, and keeps every artifact in PostgreSQL."""
 
     endpoint: Annotated[
         str | None, Meta(description="`host` or `host:port` (9000). Without one, there is no object store.")
     ] = None
-    bucket: Annotated[str, Meta(min_length=3, description="Bucket of the artifacts.")] = "bloom-artifacts"
+    bucket: Annotated[str, Meta(min_length=3, description="Bucket for artifacts.")] = "bloom-artifacts"
     access_key: Annotated[str | None, Meta(description="Access key.")] = None
     secret_key: Annotated[str | None, Meta(description="Secret key.")] = None
     secret_key_file: Annotated[

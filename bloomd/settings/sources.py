@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bloomd.settings import check, env_file, environment
+from bloomd.settings import check, env_file, environment, notices
 from bloomd.settings.files import Unreadable, read_text
 from bloomd.settings.keys import KEYS, build
 from bloomd.settings.layers import Entry, Layer, beside, overlay, read_secret_files, told
 from bloomd.settings.model import Settings
 from bloomd.settings.problems import DEFAULT, Problem, SettingsError, Source
 from bloomd.settings.stored import lay_over
+from bloomd.settings.values import bind_problem
 from bloomd.settings.yaml_source import read_yaml
 
 # URLs are kept without a slash at their end, so that paths can be appended.
@@ -25,13 +26,15 @@ class Loaded:
     sources: Mapping[str, Source]
     warnings: tuple[str, ...]
     _base: Layer = field(repr=False, compare=False)
+    _notices: list[str] = field(repr=False, compare=False)
+    """The warnings that do not depend on the database."""
 
     def with_stored(self, rows: Mapping[str, str]) -> "Loaded":
         """The same with other rows of the database; nothing is read again.
 
         Never fails: a row that cannot be used is left out with a warning.
         """
-        return _assemble(self._base, rows)
+        return _assemble(self._base, rows, self._notices)
 
 
 def load(
@@ -69,19 +72,22 @@ def load(
     base, wrong = overlay([preset_layer, file_layer, *_by_kind(environment_layer), option_layer])
     problems += wrong
     problems += read_secret_files(base)
+    warnings = notices.without_half_a_minio(base)
     port, wrong = environment.port(known)
     problems += wrong
     if port is not None and "http.bind" not in option_layer:
-        _replace_port(base, port)
+        warnings += _replace_port(base, port)
     for name in _URLS:
         if (entry := base.get(name)) and isinstance(entry.value, str):
             base[name] = replace(entry, value=entry.value.rstrip("/"))
 
-    if file_was_read:
-        problems += check.check(_settings(base), _sources(base), unread=_unread(problems))
+    sources = _sources(base)
+    problems += check.check(_settings(base), sources, unread=_unread(problems, sources, file_was_read=file_was_read))
     if problems:
         raise SettingsError(problems)
-    return _assemble(base, stored or {})
+    env_file_layer, _ = environment.translate(environment.known({}, variables))
+    warnings += notices.exposed([file_layer, env_file_layer, preset_layer, option_layer])
+    return _assemble(base, stored or {}, warnings)
 
 
 def _env_file(named: Entry | None) -> tuple[Mapping[str, env_file.Variable], list[Problem]]:
@@ -102,10 +108,14 @@ def _by_kind(layer: Layer) -> list[Layer]:
     ]
 
 
-def _replace_port(base: Layer, port: Entry) -> None:
+def _replace_port(base: Layer, port: Entry) -> list[str]:
     http = _settings(base).http
+    if any(bind_problem(bind) for bind in http.bind):
+        return []  # to be reported where they were told
     binds = environment.with_port(http.bind, port.value, key_is_set=http.api_key is not None)
+    told = base.get("http.bind")
     base["http.bind"] = Entry(binds, port.source)
+    return notices.port_replaces(told, base["http.bind"]) if told else []
 
 
 def _sources(layer: Layer) -> dict[str, Source]:
@@ -116,14 +126,20 @@ def _settings(layer: Layer) -> Settings:
     return build({name: entry.value for name, entry in layer.items()})
 
 
-def _unread(problems: list[Problem]) -> set[str]:
-    """The keys about whose values nothing can be said; with a broken env_file, all that it might have set."""
-    keys = {problem.key for problem in problems if problem.key}
-    broken = any(problem.key == "env_file" or problem.source.kind == "env_file" for problem in problems)
-    return keys | set(environment.VARIABLES.values()) if broken else keys
+def _unread(problems: list[Problem], sources: Mapping[str, Source], *, file_was_read: bool) -> set[str]:
+    """The keys about whose values nothing can be said: wrong ones, and what a broken file may have told otherwise."""
+    hidden: set[str] = set()
+    if not file_was_read:
+        hidden = set(KEYS)
+    elif any(
+        problem.key == "env_file" or (problem.source.kind == "env_file" and not problem.key) for problem in problems
+    ):
+        hidden = set(environment.VARIABLES.values())
+    wrong = {problem.key for problem in problems if problem.key}
+    return wrong | {key for key in hidden if sources[key].kind in ("default", "preset", "file")}
 
 
-def _assemble(base: Layer, rows: Mapping[str, str]) -> Loaded:
+def _assemble(base: Layer, rows: Mapping[str, str], notices: list[str]) -> Loaded:
     layer, warnings = lay_over(base, rows)
     settings = _settings(layer)
-    return Loaded(settings, _sources(layer), (*check.warnings(settings), *warnings), base)
+    return Loaded(settings, _sources(layer), (*check.warnings(settings), *notices, *warnings), base, notices)

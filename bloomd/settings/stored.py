@@ -15,10 +15,10 @@ The rows are not an operator's text that he can correct at once: one that cannot
 
 from collections.abc import Mapping
 
-from bloomd.settings.check import key_problem, url_problem
 from bloomd.settings.layers import Entry, Layer
 from bloomd.settings.problems import Source
 from bloomd.settings.urls import http_url, origin
+from bloomd.settings.values import key_problem, url_problem
 
 # The rows of the table runtime_settings that this is about.
 URL_ROW, KEY_ROW, ORIGIN_ROW = "membridge_server_url", "admin_key", "admin_key_origin"

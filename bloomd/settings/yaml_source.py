@@ -33,8 +33,9 @@ _TRUE = {"yes", "true", "on"}
 
 # A key that was misspelt looks like this; anything else in its place may be a secret and is not repeated.
 _KEY_LIKE = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
-# Quoted words in PyYAML's sentences; not its own `<block end>`, escapes and single characters.
-_QUOTED = re.compile(r"""\s*(['"])[^<\\].+\1""")
+# Quoted words in PyYAML's sentences: words of the file, or else its own `<block end>`, escapes and single characters.
+_QUOTED = re.compile(r"""\s*(['"])([^'"]+)\1""")
+_OWN = re.compile(r"<.*|\\.*|.")
 
 
 def read_yaml(path: Path) -> tuple[Layer, list[Problem], bool]:
@@ -69,7 +70,7 @@ class _Reader:
             return yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            sentence = _QUOTED.sub("", error.problem or "a syntax error")
+            sentence = _sentence(error)
             if "found ':'" in sentence:
                 sentence += "; text that begins with a bracket needs quotes"
             line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
@@ -155,6 +156,18 @@ class _Reader:
 
     def _problem(self, line: int | None, column: int | None, text: str, key: str | None = None) -> Problem:
         return Problem(Source("file", self.file, line, column), text, key)
+
+
+def _sentence(error: yaml.MarkedYAMLError) -> str:
+    context, problem = error.context or "", error.problem or "a syntax error"
+    begin, end = error.context_mark, error.problem_mark
+    if context.startswith("while") and begin and end and begin.line < end.line:
+        context += f" that begins on line {begin.line + 1}"
+    separator = ", " if problem.startswith("but") else ": "
+    return _QUOTED.sub(
+        lambda word: word[0] if _OWN.fullmatch(word[2]) else "",
+        separator.join(part for part in (context, problem) if part),
+    )
 
 
 class _Wrong(ValueError):

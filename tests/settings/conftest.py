@@ -25,6 +25,7 @@ class Place:
     def write(self, text: str | bytes, name: str = "bloomd.yaml") -> Path:
         path = self.directory / name
         path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+        path.chmod(0o600)
         return path
 
     def load(self, text: str | None = None, environ: Mapping[str, str] | None = None, **more: Any) -> Loaded:
@@ -38,6 +39,11 @@ class Place:
         with pytest.raises(SettingsError) as caught:
             load(self.path, environ=environ or {}, **more)
         return [str(problem).replace(f"{self.directory}/", "") for problem in caught.value.problems]
+
+    def warnings(self, loaded: Loaded) -> list[str]:
+        """The warnings, each without the directory's name, and without the one that a missing key has."""
+        texts = [text.replace(f"{self.directory}/", "") for text in loaded.warnings]
+        return [text for text in texts if not text.startswith("http.api_key is not set")]
 
     def where(self, loaded: Loaded, key: str) -> str | None:
         where = loaded.sources[key].where

@@ -4,6 +4,7 @@ import pytest
 
 from bloomd.settings import Tcp, Unix, http_url, key_problem, origin, parse_bind, url_problem
 
+NO_GROUP = "there is no group `no-such` on this machine: create it, or name another one"
 NOBODY_KNOWS = (
     "can be reached from other machines, and no key is set: set `http.api_key` (or `http.api_key_file`),"
     " or say `http.allow_unauthenticated: true` if everybody may do everything"
@@ -24,6 +25,8 @@ CREDENTIALS = "minio:\n  access_key: a\n  secret_key: s\n  endpoint: "
         ("http:\n  bind: some.host:1\n", f"2:9: `http.bind`: `some.host:1` {NOBODY_KNOWS}"),
         ("http:\n  bind: [unix:/x, unix:/x]\n", "2:19: `http.bind`: `unix:/x` is here twice"),
         ("http:\n  bind: ['[::1]:1', '[0::1]:1']\n", "2:21: `http.bind`: `[0::1]:1` is here twice"),
+        ("http:\n  bind: [localhost:5, '127.0.0.1:5']\n", "2:23: `http.bind`: `127.0.0.1:5` overlaps `localhost:5`"),
+        ("http:\n  bind: unix:/x\n  socket_group: no-such\n", f"3:17: `http.socket_group`: {NO_GROUP}"),
         ("http:\n  api_key: ключ\n", f"2:12: `http.api_key`: {KEY}"),
         ("http:\n  api_key: ' a'\n", f"2:12: `http.api_key`: {KEY}"),
         ("membridge:\n  agent_key: ''\n", f"2:14: `membridge.agent_key`: {KEY}"),
@@ -74,6 +77,9 @@ def test_a_rule(place, text, error):
         "database:\n  url: postgresql://u:a?b%40c@h1:1,h2/d?options=a@b\n",
         "database:\n  url: host=/run/pg user=u@v\n",
         "http:\n  bind: :5000\n  api_key: k\n",
+        "http:\n  socket_group: no-such\n",
+        "http:\n  bind: unix:/x\n  socket_group: root\n",
+        "control:\n  group: no-such\n",
         "http:\n  bind: :5000\n  allow_unauthenticated: true\n",
         "http:\n  bind: [localhost:1, '127.9.9.9:1', '[::1]:1', unix:/x]\n",
         "http:\n  allowed_hosts: ['*', bloom.example.org, 10.0.0.1, '::1']\n",
@@ -87,18 +93,73 @@ def test_what_is_allowed(place, text):
     place.load(text)
 
 
+UNCLEAR = "PostgreSQL's library does not understand this; expected postgresql://user:password@host:5432/database"
+PARAMETER = "PostgreSQL's library does not know one of the parameters in this"
+PERCENT = "a % in this is not followed by two hexadecimal digits (in a URL, % itself is written %25)"
+
+
 @pytest.mark.parametrize(
-    "url",
+    ("url", "reason"),
     [
-        "s3cret", "mysql://u:s3cret@h/d", "postgresql://u:s3@cret@h/d", "postgresql://u:12/s3cret@h/d",
-        "postgresql://u:s3/cret@h/d", "postgresql://u:s3?cr@s3cret@h/d", "postgresql://u:s3%cret@h/d",
-        "host=h s3cret=1", "port=s3cret", "postgresql://[::1/d",
+        ("s3cret", UNCLEAR),
+        ("mysql://u:s3cret@h/d", UNCLEAR),
+        ("postgresql://u:s3@cret@h/d", UNCLEAR),
+        ("postgresql://u:12/s3cret@h/d", UNCLEAR),
+        ("postgresql://u:s3/cret@h/d", UNCLEAR),
+        ("postgresql://u:s3?cr@s3cret@h/d", UNCLEAR),
+        ("postgresql://u:s3%cret@h/d", PERCENT),
+        ("host=h very-s3cret=1", PARAMETER),
+        ("postgresql://u@h/d?password=s3cr&very-s3cret=1", PARAMETER),
+        ("postgresql://u:s3cret@h/d?sslmod=require", f"{PARAMETER} (did you mean `sslmode`?)"),
+        ("host=h password=s3cret connect_timout=3", f"{PARAMETER} (did you mean `connect_timeout`?)"),
+        ("postgresql://u:s3cret@h/d?sslmode", "a parameter in this URL has no `=`"),
+        ("postgresql://u:s3cret@h/d?sslmode=a=b", "a parameter in this URL has more than one `=`"),
+        ("port=s3cret", "expected a port number from 1 to 65535 in this"),
+        ("postgresql://u:s3cret@h:70000/d", "expected a port number from 1 to 65535 in this"),
+        ("postgresql://u:s3cret@h:0/d", "expected a port number from 1 to 65535 in this"),
+        ("postgresql://[::1/d", "an address in brackets in this URL has no end"),
     ],
-)  # fmt: skip
-def test_what_is_no_database_url(place, url):
+)
+def test_what_is_no_database_url(place, url, reason):
     (error,) = place.errors(f"database:\n  url: '{url}'\n")
-    assert error.startswith("bloomd.yaml:2:8: `database.url`: PostgreSQL's library does not understand this")
-    assert "s3cret" not in error
+    assert error.startswith(f"bloomd.yaml:2:8: `database.url`: {reason}")
+    assert reason == UNCLEAR or error.endswith(reason)
+    assert "s3cr" not in error
+
+
+def test_an_open_bind_of_the_command_line_is_explained_in_its_terms(place):
+    assert place.errors("", options={"http.bind": ["0.0.0.0:5000"]}) == [
+        (
+            "`http.bind`: `0.0.0.0:5000` can be reached from other machines, and no key is set:"
+            " set RUNTIME_API_KEY, or say `--allow-unauthenticated` if everybody may do everything"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (":5", "127.0.0.1:5", True),
+        (":5", "[::1]:5", True),
+        (":5", "0.0.0.0:5", True),
+        ("0.0.0.0:5", "127.0.0.1:5", True),
+        ("0.0.0.0:5", "some.host:5", True),
+        ("[::]:5", "[::1]:5", True),
+        ("[::]:5", "127.0.0.1:5", False),
+        ("0.0.0.0:5", "[::1]:5", False),
+        (":5", "127.0.0.1:6", False),
+        (":0", "127.0.0.1:0", False),
+        (":5", "unix:/x", False),
+        ("127.0.0.1:5", "127.0.0.2:5", False),
+    ],
+)
+def test_binds_that_overlap(place, one, other, both):
+    for first, second in ((one, other), (other, one)):
+        text = f"http:\n  api_key: k\n  bind:\n  - '{first}'\n  - '{second}'\n"
+        if both:
+            assert place.errors(text) == [f"bloomd.yaml:5:5: `http.bind`: `{second}` overlaps `{first}`"]
+        else:
+            place.load(text)
 
 
 def test_no_rule_speaks_about_a_key_that_could_not_be_read(place):

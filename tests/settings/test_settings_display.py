@@ -43,9 +43,15 @@ def test_every_key_is_described(place):
     loaded = place.load("http:\n  api_key: 0123456789abcdef\n  drain_seconds: 2\n", {"PORT": "7000"})
     described = {setting.key: msgspec.structs.astuple(setting)[1:] for setting in describe(loaded)}
     assert list(described) == list(KEYS)
-    assert described["http.api_key"] == ("0123****cdef", "file", f"{place.path}:2", False)
+    assert described["http.api_key"] == ("****", "file", f"{place.path}:2", False)
     assert described["http.bind"] == ((":7000",), "environment", "PORT", False)
     assert described["log.level"] == ("info", "default", None, True)
+
+
+def test_only_membridges_admin_key_shows_a_part():
+    secret = "0123456789abcdef"
+    shows = {key: shown(key, secret) for key in SECRETS if key != "database.url"}
+    assert shows == dict.fromkeys(shows, "****") | {"membridge.admin_key": "0123****cdef"}
 
 
 def test_changes(place):

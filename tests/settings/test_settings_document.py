@@ -46,6 +46,24 @@ def test_the_list_of_the_manual_page():
     assert text.count(".Bl") == text.count(".El") == len(SECTIONS) + 1
 
 
+def test_each_key_has_its_variables_in_one_sentence():
+    sentence = "In the environment: MINIO_ENDPOINT; MINIO_PORT (the port of MINIO_ENDPOINT)."
+    assert sentence in man()
+    assert sentence in " ".join(re.sub(r"(?m)^ *# ", "", EXAMPLE.read_text()).split())
+
+
+def test_a_default_is_quoted_once():
+    assert r"The default is \(dq0660\(dq." in man()
+    assert r"\(oq\(dq" not in man()
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
+def test_the_footer_names_bloomd():
+    page = Path(__file__).parents[2] / "man" / "bloomd.yaml.5"
+    run = subprocess.run(["mandoc", "-T", "ascii", page], text=True, capture_output=True, check=True)
+    assert run.stdout.splitlines()[-1].split()[0] == "bloomd"
+
+
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
 def test_mandoc_finds_nothing_wrong_in_it():
     page = f".Dd January 1, 2026\n.Dt BLOOMD.YAML 5\n.Os\n.Sh NAME\n.Nm bloomd.yaml\n.Nd x\n.Sh KEYS\n{man()}"

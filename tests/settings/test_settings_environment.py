@@ -99,9 +99,19 @@ def test_a_file_that_is_away_hides_what_it_might_have_said(place):
     assert len(place.errors("env_file: runtime.env\nhttp:\n  bind: :5000\n")) == 1
 
 
+def test_a_directory_that_may_not_be_searched_is_named(open_place, forbid):
+    inner = open_place.directory / "closed"
+    (inner / "open").mkdir(parents=True)
+    open_place.write("PORT=1\n", "closed/open/runtime.env")
+    open_place.write("env_file: closed/open/runtime.env\n").chmod(0o644)
+    forbid(inner)
+    with pytest.raises(SettingsError, match=rf"bloomd may not search {inner}; to let it, run: chmod a\+x {inner}$"):
+        open_place.load()
+
+
 def test_a_file_that_may_not_be_read_says_how_to_permit_it(open_place, forbid):
     path = open_place.write("PORT=1\n", "runtime.env")
-    open_place.write("env_file: runtime.env\n")
+    open_place.write("env_file: runtime.env\n").chmod(0o644)
     forbid(path)
     with pytest.raises(SettingsError, match=r"bloomd\.yaml:1:11: `env_file`: .*chgrp \S+ \S+runtime\.env && chmod 640"):
         open_place.load()
@@ -117,7 +127,6 @@ def test_a_file_that_may_not_be_read_says_how_to_permit_it(open_place, forbid):
         ("RUNTIME_API_KEY", "\udc80key", "expected text without line breaks and other control characters"),
         ("RUNTIME_API_KEY", "ключ", "expected a key of printable ASCII characters, without a blank at its ends"),
         ("MEMBRIDGE_SERVER_URL", "ftp://x", "expected a URL that begins with http:// or https://"),
-        ("MINIO_ENDPOINT", "m", "an endpoint needs `minio.access_key` and `minio.secret_key` as well"),
         ("DATABASE_URL", "s3cret", NOT_A_DATABASE),
     ],
 )
@@ -142,6 +151,33 @@ def test_minio(place, variables, endpoint, secure):
     assert (minio.endpoint, minio.secure) == (endpoint, secure)
 
 
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({}, "MINIO_ACCESS_KEY and MINIO_SECRET_KEY"),
+        ({"MINIO_ACCESS_KEY": "a"}, "MINIO_SECRET_KEY"),
+        ({"MINIO_SECRET_KEY": "s"}, "MINIO_ACCESS_KEY"),
+    ],
+)
+def test_minio_without_its_keys_is_not_configured_as_today(place, variables, missing):
+    told = {"MINIO_ENDPOINT": "m", "MINIO_PORT": "9100"} | variables
+    loaded = place.load("", told)
+    assert loaded.settings.minio.endpoint is None
+    assert place.warnings(loaded) == [f"MINIO_ENDPOINT is set without {missing}: MinIO counts as not configured"]
+    place.write("\n".join(f"{name}={value}" for name, value in told.items()), "runtime.env")
+    loaded = place.load("env_file: runtime.env\n")
+    assert loaded.settings.minio.endpoint is None
+    assert place.warnings(loaded) == [
+        f"MINIO_ENDPOINT (runtime.env:1) is set without {missing}: MinIO counts as not configured"
+    ]
+    assert place.warnings(loaded.with_stored({})) == place.warnings(loaded)
+
+
+def test_minio_without_its_keys_is_told_by_the_stronger_source(place):
+    loaded = place.load("minio:\n  endpoint: f\n  access_key: a\n  secret_key: s\n", {"MINIO_ENDPOINT": "e"})
+    assert (loaded.settings.minio.endpoint, place.warnings(loaded)) == ("e", [])
+
+
 BINDS = "http:\n  bind: [127.0.0.1:5001, unix:/run/bloomd/http.sock, '[::1]:5001']\n"
 
 
@@ -159,6 +195,80 @@ BINDS = "http:\n  bind: [127.0.0.1:5001, unix:/run/bloomd/http.sock, '[::1]:5001
 def test_port_replaces_the_tcp_binds_only(place, text, variables, options, binds):
     place.write("s3cret\n", "key")
     assert place.load(text, variables, options=options).settings.http.bind == binds
+
+
+KEY = {"RUNTIME_API_KEY": "k"}
+FILE = "http.bind (bloomd.yaml:2)"
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "warning"),
+    [
+        (
+            "http:\n  bind: 127.0.0.1:5000\n",
+            {"PORT": "5000"} | KEY,
+            f"PORT replaces 127.0.0.1:5000 of {FILE}: bloomd listens on all interfaces, port 5000",
+        ),
+        (
+            BINDS,
+            {"PORT": "7000"} | KEY,
+            f"PORT replaces 127.0.0.1:5001 and [::1]:5001 of {FILE}: bloomd listens on all interfaces, port 7000",
+        ),
+        (
+            "http:\n  bind: 127.0.0.1:5001\n",
+            {"PORT": "7000"},
+            f"PORT replaces 127.0.0.1:5001 of {FILE}: bloomd listens on 127.0.0.1, port 7000",
+        ),
+        (
+            "http:\n  bind: unix:/x\n",
+            {"PORT": "7000"} | KEY,
+            f"PORT adds to {FILE}: bloomd listens on all interfaces, port 7000",
+        ),
+        ("http:\n  bind: 127.0.0.1:7000\n", {"PORT": "7000"}, None),
+        ("http:\n  bind: :7000\n", {"PORT": "7000"} | KEY, None),
+        ("http:\n  bind: :7000\n", {"PORT": ""} | KEY, None),
+        ("", {"PORT": "7000"} | KEY, None),
+    ],
+)
+def test_port_that_replaces_binds_says_so(place, text, variables, warning):
+    loaded = place.load(text, variables)
+    assert place.warnings(loaded) == ([warning] if warning else [])
+    assert loaded.with_stored({}) == loaded
+
+
+def test_port_says_where_it_and_the_binds_were_told(place):
+    place.write("RUNTIME_API_KEY=k\nPORT=7000\n", "runtime.env")
+    loaded = place.load("env_file: runtime.env\n", preset={"http.bind": ["127.0.0.1:1"]})
+    assert place.warnings(loaded) == [
+        "PORT (runtime.env:2) replaces 127.0.0.1:1 of http.bind (preset): bloomd listens on all interfaces, port 7000"
+    ]
+    assert place.load("env_file: runtime.env\n", options={"http.bind": ["127.0.0.1:1"]}).warnings == ()
+
+
+URL = "MEMBRIDGE_SERVER_URL: expected a URL that begins with http:// or https://"
+PORT = "PORT: expected a port number from 1 to 65535"
+
+
+def test_what_is_wrong_in_one_place_hides_nothing_elsewhere(place):
+    bad = {"MEMBRIDGE_SERVER_URL": "nonsense", "PORT": "abc"}
+    assert set(place.errors("", bad)) == {URL, PORT}
+    assert set(place.errors("http: [\n", bad)) >= {URL, PORT}
+    assert set(place.errors("env_file: not-there\n", bad)) >= {URL, PORT}
+    assert "`http.public_url`" in place.errors("http:\n  public_url: x\nenv_file: not-there\n")[0]
+
+    place.write("PORT=abc\nMEMBRIDGE_SERVER_URL=nonsense\n", "runtime.env")
+    assert place.errors("env_file: runtime.env\n") == [f"runtime.env:1: {PORT}", f"runtime.env:2: {URL}"]
+    place.write("garbage\nMEMBRIDGE_SERVER_URL=nonsense\nA='b\n", "runtime.env")
+    assert place.errors("env_file: runtime.env\nhttp: {bind: ':5'}\n") == [
+        "runtime.env:1: expected NAME=value",
+        f"runtime.env:2: {URL}",
+        "runtime.env:3: A: the value's quotes do not end where the line ends",
+    ]
+    assert place.errors("http: {bind: nonsense}\n", {"PORT": "5000"})[0].startswith("bloomd.yaml:1:14: `http.bind`")
+    key = "expected a key of printable ASCII characters, without a blank at its ends"
+    errors = place.errors("http:\n  api_key: 12345\n  public_url: 5\n", {"MEMBRIDGE_ADMIN_KEY": " k"} | bad)
+    assert len(errors) == 5
+    assert set(errors[2:]) == {f"MEMBRIDGE_ADMIN_KEY: {key}", URL, PORT}
 
 
 def test_other_values_of_node_env_and_other_variables_mean_nothing(place):

@@ -123,6 +123,28 @@ def test_the_stronger_way_of_a_secret_wins(place):
     assert loaded.settings.http.api_key is None
 
 
+def test_a_file_of_secrets_that_everybody_may_read_deserves_a_warning(place):
+    place.write("s3cret", "secret").chmod(0o644)
+    place.write("RUNTIME_API_KEY=k\nPORT=5\n", "runtime.env").chmod(0o640)
+    text = "env_file: runtime.env\nhttp:\n  session_secret_file: secret\nmembridge:\n  agent_key: s3cret\n"
+    place.write(text).chmod(0o604)
+    assert sorted(place.warnings(place.load())) == [
+        f"everybody on this machine may read the secrets in {name}; run: chmod o-rwx {name}"
+        for name in ("bloomd.yaml", "secret")
+    ]
+    (place.directory / "runtime.env").chmod(0o444)
+    assert "runtime.env" in " ".join(place.warnings(place.load(environ={"RUNTIME_API_KEY": "other"})))
+
+
+def test_a_file_without_a_secret_may_be_read_by_everybody(place):
+    place.write("PORT=5000\nDATABASE_URL=postgresql://u@h/d\n", "runtime.env").chmod(0o644)
+    text = "env_file: runtime.env\ndatabase:\n  url: postgresql://u@h/d\nhttp:\n  api_key:\n"
+    place.write(text).chmod(0o644)
+    assert place.warnings(place.load()) == []
+    place.write("database:\n  url: host=h password=s3cret\n").chmod(0o644)
+    assert "may read" in place.warnings(place.load())[0]
+
+
 def test_a_bad_option_is_a_problem_like_any_other(place):
     errors = place.errors("log:\n  level: x\n", options={"http.bind": ["x"]})
     assert errors[0].startswith("bloomd.yaml:2:10: `log.level`: expected one of")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bloomd.settings import SettingsError
 from bloomd.settings.keys import KEYS, SECTIONS
 
-NUMBER = "expected a number above 0 and up to 86400"
+NUMBER = "expected a number of seconds above 0 and up to 86400, such as 3"
 WHOLE = "expected a whole number from 2 to 200"
 TEXTS = "expected text or a list of text, with one item at least"
 QUOTE = "put it into quotes"
@@ -51,7 +51,10 @@ ONE_MISTAKE = [
     ("probes:\n  timeout: 3s\n", f"2:12: `probes.timeout`: {NUMBER}"),
     ("probes:\n  timeout: .inf\n", f"2:12: `probes.timeout`: {NUMBER}; {DECIMAL}"),
     ("probes:\n  timeout: 12:30\n", f"2:12: `probes.timeout`: {NUMBER}; {SIXTY}"),
-    ("workers:\n  offline_after: 4\n", "2:18: `workers.offline_after`: expected a number from 5 to 86400"),
+    (
+        "workers:\n  offline_after: 4\n",
+        "2:18: `workers.offline_after`: expected a number of seconds from 5 to 86400, such as 60",
+    ),
     ("tasks:\n  retry_errors: 1\n", "2:17: `tasks.retry_errors`: expected `true` or `false`"),
     (
         "log:\n  level: inof\n",
@@ -83,12 +86,30 @@ ONE_MISTAKE = [
     ("http:\n  bind: 12:30\n", f"2:9: `http.bind`: {TEXTS}; YAML reads this as a number: {QUOTE}"),
     (
         "http:\n  bind: [::1]:5000\n",
-        "2:10: not YAML: expected the node content, but found ':'; text that begins with a bracket needs quotes",
+        (
+            "2:10: not YAML: while parsing a flow node: expected the node content, but found ':';"
+            " text that begins with a bracket needs quotes"
+        ),
     ),
-    ("http:\n\tbind: x\n", "2:1: not YAML: found character '\\t' that cannot start any token"),
-    ("http: [\n", "2:1: not YAML: expected the node content, but found '<stream end>'"),
+    (
+        "http:\n\tbind: x\n",
+        "2:1: not YAML: while scanning for the next token: found character '\\t' that cannot start any token",
+    ),
+    ("http: [\n", "2:1: not YAML: while parsing a flow node: expected the node content, but found '<stream end>'"),
+    (
+        "a: [1, 2\nb: 3\n",
+        "2:2: not YAML: while parsing a flow sequence that begins on line 1: expected ',' or ']', but got ':'",
+    ),
+    (
+        "http:\n  bind: x\n bnd: y\n",
+        (
+            "3:2: not YAML: while parsing a block mapping that begins on line 1:"
+            " expected <block end>, but found '<block mapping start>'"
+        ),
+    ),
+    ("%TAG !s3cret! x\n--- !t3st!x\n", "2:5: not YAML: while parsing a node: found undefined tag handle"),
     ("http:\n  api_key: *s3cret\n", "2:12: not YAML: found undefined alias"),
-    ("a: b\n---\nc: d\n", "2:1: not YAML: but found another document"),
+    ("a: b\n---\nc: d\n", "2:1: not YAML: expected a single document in the stream, but found another document"),
     ("http: {}\nx: \x01\n", "2:4: not YAML: a control character"),
     ('x: "\\U00110000"\n', " not YAML: an escape or directive that is out of range"),
     ("[" * 5000, " not a configuration: nested too deeply"),

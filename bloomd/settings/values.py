@@ -1,0 +1,101 @@
+"""What one value must be beyond its type: each function says why it is not, or None."""
+
+import ipaddress
+from collections.abc import Callable, Mapping
+
+from bloomd.settings.binds import Tcp, check_socket_path, parse_bind
+from bloomd.settings.conninfo import conninfo_problem
+from bloomd.settings.urls import http_url
+
+Complaint = Callable[[str], str | None]
+
+
+def key_problem(key: str) -> str | None:
+    """Why this cannot be a key that is sent in a header, or None."""
+    if key.isascii() and key.isprintable() and key == key.strip() and key:
+        return None
+    return "expected a key of printable ASCII characters, without a blank at its ends"
+
+
+def url_problem(url: str) -> str | None:
+    """Why this cannot be the URL of a server, or None."""
+    return _complaint(http_url, url)
+
+
+def bind_problem(text: str) -> str | None:
+    """Why this cannot be listened on, or None."""
+    return _complaint(parse_bind, text)
+
+
+def endpoint_problem(text: str) -> str | None:
+    """Why this cannot be `host` or `host:port`, or None."""
+    if "://" in text:
+        return "expected `host` or `host:port`, without a scheme: `minio.secure` says whether to use TLS"
+    return None if _is_endpoint(text) else "expected `host` or `host:port`"
+
+
+def _socket_path_problem(path: str) -> str | None:
+    return _complaint(check_socket_path, path)
+
+
+def _host_problem(text: str) -> str | None:
+    if text == "*" or _is_address(text) or (_is_endpoint(text) and ":" not in text):
+        return None
+    return "expected a name without scheme and port, or `*`"
+
+
+def _network_problem(text: str) -> str | None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            return f"`{text}` has bits beyond its length (did you mean `{ipaddress.ip_network(text, strict=False)}`?)"
+        except ValueError:
+            return "expected a network such as 10.0.0.0/8, or one address"
+    return None
+
+
+def _proxy_problem(text: str) -> str | None:
+    return None if text == "unix:" else _network_problem(text)
+
+
+def _complaint(parse: Callable[[str], object], text: str) -> str | None:
+    try:
+        parse(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        address = parse_bind(text if ":" in text else f"{text}:9000")
+    except ValueError:
+        return False
+    return isinstance(address, Tcp) and address.host is not None and address.port != 0
+
+
+# What the value of a key must be, and each item where it is a list.
+COMPLAINTS: Mapping[str, Complaint] = {
+    "database.url": conninfo_problem,
+    "http.bind": bind_problem,
+    "http.api_key": key_problem,
+    "http.allowed_hosts": _host_problem,
+    "http.trusted_proxies": _proxy_problem,
+    "http.metrics_allow": _network_problem,
+    "http.public_url": url_problem,
+    "control.socket": _socket_path_problem,
+    "membridge.server_url": url_problem,
+    "membridge.admin_key": key_problem,
+    "membridge.agent_key": key_problem,
+    "minio.endpoint": endpoint_problem,
+    "workers.allowed_networks": _network_problem,
+}
