@@ -12,9 +12,9 @@ place that tells it wins::
       default       the model                                     weakest
 
 `load` reads them all and answers with `Loaded`: the `Settings`, the `Source` of each key, and warnings. Or it raises
-one `SettingsError` with everything that is known to be wrong, each `Problem` at its line and column. What is not known
-is left out: what a file says behind the place where it stops being YAML, whether a value is good that a file which
-cannot be read may replace, and whether two values fit together while one of them is wrong by itself::
+one `SettingsError` with everything that is known to be wrong, each `Problem` at its line and column. Not known is what
+stands in a file that is not YAML or cannot be read, and whether keys fit together while one of them is wrong by itself
+or may be told by such a file. A value that a stronger place replaces has its type checked, and nothing more::
 
       bloomd.yaml ──▶ node tree ──▶ values ─┐
       env_file, environment ──▶ values ─────┼─▶ overlay ──▶ secret files, PORT ──▶ rules ──▶ + database ──▶ Loaded

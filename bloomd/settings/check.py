@@ -1,7 +1,7 @@
 """What the settings must hold beyond their types: what one value must be, and what one key must be beside another.
 
-A rule names the keys that it looks at. It is skipped when one of them could not be read, so that one mistake is
-reported once.
+A rule names the keys that it looks at. It is skipped when one of them is wrong by itself, so that one mistake is
+reported once, or is uncertain, because a file that cannot be read may tell it.
 """
 
 import grp
@@ -30,10 +30,13 @@ _Rule = Callable[[Settings], Iterator[_Finding]]
 _rules: list[tuple[tuple[str, ...], _Rule]] = []
 
 
-def check(settings: Settings, sources: Mapping[str, Source], *, unread: Collection[str] = ()) -> list[Problem]:
-    """What is wrong with these settings; rules about a key in `unread` are left out."""
-    findings = [finding for keys, rule in _rules if not set(keys) & set(unread) for finding in rule(settings)]
-    return [_problem(finding, sources) for finding in [*_values(settings, unread), *findings]]
+def check(
+    settings: Settings, sources: Mapping[str, Source], *, wrong: Collection[str], uncertain: Collection[str]
+) -> list[Problem]:
+    """What is wrong with these settings, beside the keys that are known to be."""
+    unusable = {*wrong, *uncertain}
+    findings = [finding for keys, rule in _rules if not unusable.intersection(keys) for finding in rule(settings)]
+    return [_problem(finding, sources) for finding in [*_values(settings, wrong), *findings]]
 
 
 def warnings(settings: Settings) -> list[str]:
@@ -53,11 +56,11 @@ def _problem(finding: _Finding, sources: Mapping[str, Source]) -> Problem:
     return Problem(source if finding.item is None else source.item(finding.item), text or finding.text, key)
 
 
-def _values(settings: Settings, unread: Collection[str]) -> Iterator[_Finding]:
+def _values(settings: Settings, wrong: Collection[str]) -> Iterator[_Finding]:
     values = flatten(settings)
     for key, complaint in COMPLAINTS.items():
         value = values[key]
-        if key in unread or value is None:
+        if key in wrong or value is None:
             continue
         if isinstance(value, tuple):
             for index, item in enumerate(cast("tuple[str, ...]", value)):

@@ -82,7 +82,12 @@ def load(
             base[name] = replace(entry, value=entry.value.rstrip("/"))
 
     sources = _sources(base)
-    problems += check.check(_settings(base), sources, unread=_unread(problems, sources, file_was_read=file_was_read))
+    problems += check.check(
+        _settings(base),
+        sources,
+        wrong={problem.key for problem in problems if problem.key},
+        uncertain=_uncertain(problems, sources, file_was_read=file_was_read),
+    )
     if problems:
         raise SettingsError(problems)
     env_file_layer, _ = environment.translate(environment.known({}, variables))
@@ -126,17 +131,16 @@ def _settings(layer: Layer) -> Settings:
     return build({name: entry.value for name, entry in layer.items()})
 
 
-def _unread(problems: list[Problem], sources: Mapping[str, Source], *, file_was_read: bool) -> set[str]:
-    """The keys about whose values nothing can be said: wrong ones, and what a broken file may have told otherwise."""
-    hidden: set[str] = set()
+def _uncertain(problems: list[Problem], sources: Mapping[str, Source], *, file_was_read: bool) -> set[str]:
+    """The keys that a broken file may tell, and nobody stronger does."""
+    keys: set[str] = set()
     if not file_was_read:
-        hidden = set(KEYS)
+        keys = set(KEYS)
     elif any(
         problem.key == "env_file" or (problem.source.kind == "env_file" and not problem.key) for problem in problems
     ):
-        hidden = set(environment.VARIABLES.values())
-    wrong = {problem.key for problem in problems if problem.key}
-    return wrong | {key for key in hidden if sources[key].kind in ("default", "preset", "file")}
+        keys = set(environment.VARIABLES.values())
+    return {key for key in keys if sources[key].kind in ("default", "preset", "file")}
 
 
 def _assemble(base: Layer, rows: Mapping[str, str], notices: list[str]) -> Loaded:

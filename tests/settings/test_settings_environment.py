@@ -254,7 +254,7 @@ def test_what_is_wrong_in_one_place_hides_nothing_elsewhere(place):
     assert set(place.errors("", bad)) == {URL, PORT}
     assert set(place.errors("http: [\n", bad)) >= {URL, PORT}
     assert set(place.errors("env_file: not-there\n", bad)) >= {URL, PORT}
-    assert "`http.public_url`" in place.errors("http:\n  public_url: x\nenv_file: not-there\n")[0]
+    assert len(place.errors("http: {public_url: x}\ndatabase: {url: x}\nenv_file: not-there\n")) == 3
 
     place.write("PORT=abc\nMEMBRIDGE_SERVER_URL=nonsense\n", "runtime.env")
     assert place.errors("env_file: runtime.env\n") == [f"runtime.env:1: {PORT}", f"runtime.env:2: {URL}"]
