@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -16,15 +17,16 @@ from bloomd.daemon import Daemon
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.server import Binds
 from bloomd.logs import Logs, is_json
+from bloomd.node import Node
 from bloomd.postgres import Pool
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.migrate import migrate, status
-from bloomd.runtime.schema import MIGRATIONS
+from bloomd.runtime.schema import MIGRATIONS, explained
 from bloomd.settings import Loaded, SettingsError, describe, load
 from bloomd.supervisor import EssentialServiceFailed
 
 # From sysexits.h, so that an init system or a script can tell them apart.
-OK, USAGE, UNAVAILABLE, TEMPORARY_FAILURE, BAD_CONFIGURATION = 0, 64, 69, 75, 78
+OK, PENDING, USAGE, UNAVAILABLE, TEMPORARY_FAILURE, BAD_CONFIGURATION = 0, 1, 64, 69, 75, 78
 
 DEFAULT_FILE = Path("/etc/bloomd/bloomd.yaml")
 
@@ -34,6 +36,14 @@ _EPILOG = {
     "check": "example: bloomd check -c bloomd.yaml --print",
     "migrate": "example: bloomd migrate --status",
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but for the exit code of a usage error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bloomd", description="BLOOM Runtime: a queue of LLM tasks for worker machines."
-    )
+    parser = _Parser(prog="bloomd", description="BLOOM Runtime: a queue of LLM tasks for worker machines.")
     parser.add_argument("--version", action="version", version=f"bloomd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -106,12 +114,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reader(options: argparse.Namespace) -> Callable[[], Loaded]:
-    path = options.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    return partial(load, path, environ=os.environ)
+    return partial(load, _file(options), environ=os.environ)
+
+
+def _file(options: argparse.Namespace) -> Path | None:
+    return options.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _serve(_reader(options))
+    return _serve(_reader(options), config=_file(options))
 
 
 def _serve(
@@ -119,7 +130,8 @@ def _serve(
     *,
     embedded: Embedded | None = None,
     auto_migrate: bool = False,
-    announce: Callable[[Loaded], None] | None = None,
+    config: Path | None = None,
+    announce: Callable[[Node], None] | None = None,
 ) -> int:
     loaded = read()
     settings = loaded.settings
@@ -136,24 +148,23 @@ def _serve(
             binds=binds,
             embedded=embedded,
             auto_migrate=auto_migrate,
+            config_option=f" -c {config}" if config else "",
         )
-        trio.run(_until_stopped, daemon, announce, strict_exception_groups=True)
+        trio.run(daemon.run, partial(announce, daemon.node) if announce else None)
     finally:
         binds.close_all()
         listener.unbind(control_socket)
     return OK
 
 
-async def _until_stopped(daemon: Daemon, announce: Callable[[Loaded], None] | None) -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(daemon.run)
-        if announce and not daemon.node.stopping.is_set():
-            announce(daemon.node.loaded)
-
-
 def _dev(options: argparse.Namespace) -> int:
     directory: Path = options.dir.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(
+            f"--dir: {directory} cannot be a directory: {error.strerror}; choose another one"
+        ) from error
     embedded = None if os.environ.get("DATABASE_URL") else Embedded(directory / "postgres")
     preset: dict[str, object] = {
         "control.socket": str(directory / "bloomd.sock"),
@@ -164,7 +175,7 @@ def _dev(options: argparse.Namespace) -> int:
     explicit: dict[str, object] = {}
     if options.port is not None or options.bind is not None:
         address = options.bind or "127.0.0.1"
-        port = options.port if options.port is not None else int(os.environ.get("PORT") or 5000)
+        port = options.port if options.port is not None else os.environ.get("PORT") or 5000
         explicit["http.bind"] = [f"[{address}]:{port}" if ":" in address else f"{address}:{port}"]
     if options.allow_unauthenticated:
         explicit["http.allow_unauthenticated"] = True
@@ -174,8 +185,11 @@ def _dev(options: argparse.Namespace) -> int:
     return _serve(read, embedded=embedded, auto_migrate=True, announce=partial(_announce, embedded))
 
 
-def _announce(embedded: Embedded | None, loaded: Loaded) -> None:
-    settings = loaded.settings
+def _announce(embedded: Embedded | None, node: Node) -> None:
+    settings = node.settings
+    if node.database.away:
+        print(f"\n  bloomd serves, but not its database: {node.database.away}\n", flush=True)
+        return
     [bind, *_] = settings.http.bind
     host, _, port = bind.rpartition(":")
     url = f"http://{host if host not in ('', '0.0.0.0', '[::]') else 'localhost'}:{port}"
@@ -224,19 +238,25 @@ def _migrate(options: argparse.Namespace) -> int:
 
 async def _bring_up(loaded: Loaded) -> int:
     async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
-        done = await migrate(connection, MIGRATIONS, report=lambda line: print(f"  repaired: {line}"))
-    for migration in done:
-        print(f"applied {migration.version:04} {migration.name}")
+        with explained():
+            done = await migrate(
+                connection,
+                MIGRATIONS,
+                report=lambda line: print(f"  repaired: {line}"),
+                applied=lambda migration: print(f"applied {migration.version:04} {migration.name}", flush=True),
+            )
     print(f"the schema is at {MIGRATIONS[-1].version}" + ("" if done else ": nothing to do"))
     return OK
 
 
 async def _show_schema(loaded: Loaded) -> int:
+    """Exits with 1 when something is to be applied, so that a script can ask."""
     async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
-        schema = await status(connection, MIGRATIONS)
-    print(f"the schema is at {schema.current or 0}, this bloomd needs {schema.latest}")
+        with explained():
+            schema = await status(connection, MIGRATIONS)
+    print(f"the schema is at {schema.current}, this bloomd needs {schema.latest}")
     for migration in schema.pending:
         print(f"to apply: {migration.version:04} {migration.name}")
     if schema.newer:
-        print("the database is newer than this bloomd")
-    return OK
+        raise Misconfigured("the database is newer than this bloomd: install the version that migrated it")
+    return PENDING if schema.pending else OK

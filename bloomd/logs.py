@@ -3,9 +3,11 @@
 Two streams, because OpenRC's `output_log` and `error_log` make the two files of the deployment guide from them.
 """
 
+import json as jsonlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -21,14 +23,18 @@ class Logs:
 
     def __init__(self, *, json: bool, level: str = "info") -> None:
         self._json = json
-        self._secrets: tuple[str, ...] = ()
+        self._secrets: set[str] = set()
         self.level = level
         self.set_level(level)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(
             structlog.stdlib.ProcessorFormatter(
-                foreign_pre_chain=_common(self._redact),
-                processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(json, sys.stderr)],
+                foreign_pre_chain=_COMMON,
+                processors=[
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    *_renderers(json, sys.stderr),
+                    self._redact,
+                ],
             )
         )
         logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)  # what the libraries say
@@ -37,23 +43,23 @@ class Logs:
         """Write from this level on."""
         self.level = level
         structlog.configure(
-            processors=[*_common(self._redact), *_renderers(self._json, sys.stdout)],
+            processors=[*_COMMON, *_renderers(self._json, sys.stdout), self._redact],
             wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
             logger_factory=_TwoStreams,
             cache_logger_on_first_use=False,
         )
 
     def redact(self, secrets: Iterable[str]) -> None:
-        """Never write any of these."""
-        self._secrets = tuple(sorted({each for each in secrets if len(each) >= MIN_SECRET}, key=len, reverse=True))
+        """Never write any of these from now on; one that is replaced later is still no reading matter."""
+        for secret in secrets:
+            if len(secret) >= MIN_SECRET:
+                self._secrets |= {secret, jsonlib.dumps(secret)[1:-1]}
 
-    def _redact(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        for key, value in event.items():
-            if isinstance(value, str):
-                for secret in self._secrets:
-                    if secret in value:
-                        event[key] = value = value.replace(secret, "****")
-        return event
+    def _redact(self, logger: Any, method: str, line: Any) -> Any:
+        """The last step: in a finished line a secret is found wherever it came from."""
+        for secret in self._secrets:
+            line = line.replace(secret, "****")
+        return line
 
 
 class _TwoStreams:
@@ -79,25 +85,20 @@ def is_json(format: str, production: bool) -> bool:
 
 
 def _write(stream: TextIO, line: str) -> None:
-    stream.write(line + "\n")
-    stream.flush()
+    with suppress(OSError, ValueError):  # a full disk or a closed pipe costs lines, not the daemon
+        stream.write(line + "\n")
+        stream.flush()
 
 
-_Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
+_COMMON: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
 
 
-def _common(redact: _Processor) -> list[_Processor]:
-    """The traceback becomes text before redaction: an error's text can quote what it was given."""
-    return [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        redact,
-    ]
-
-
-def _renderers(json: bool, stream: TextIO) -> list[_Processor]:
+def _renderers(json: bool, stream: TextIO) -> list[Any]:
     if json:
         return [structlog.processors.JSONRenderer()]
     if stream.isatty():

@@ -6,19 +6,21 @@
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import trio
 
 from bloomd.errors import Unavailable
+from bloomd.logs import Logs
 from bloomd.membridge.link import Link
 from bloomd.membridge.sync import Sync
 from bloomd.probes import Probe
 from bloomd.runtime import stored
 from bloomd.runtime.database import Database
 from bloomd.runtime.stats import Counter, Stats
-from bloomd.settings import Loaded, Settings
+from bloomd.settings import Loaded, Settings, secrets
 from bloomd.supervisor import LoopLag, Supervisor
 
 
@@ -48,8 +50,9 @@ class ReloadReport(msgspec.Struct, frozen=True):
 class Node:
     """The parts of a running daemon that others look at."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, logs: Logs, *, config_option: str = "") -> None:
         self.loaded = loaded
+        self.logs = logs
         self.stored: dict[str, str] = {}
         """The settings that were made through the API, as they were read last."""
         self.name = socket.gethostname()
@@ -58,6 +61,10 @@ class Node:
         self.lag = LoopLag()
         self.membridge = Link(self._settings_of_membridge)
         self.last_reload: ReloadReport | None = None
+        self.pending_restart: set[str] = set()
+        """Keys that were changed by a reload and count only after the daemon is started anew."""
+        self.config_option = config_option
+        """How the commands name this node's configuration, in what they are told to do: ` -c FILE`, or nothing."""
         self.stopping = trio.Event()
         self.root: Supervisor
         self.probes: Sequence[Probe] = ()
@@ -78,17 +85,17 @@ class Node:
 
     async def recent_stats(self, seconds: float) -> Stats | None:
         """The counts, or None when the database does not give them in time."""
-        with trio.move_on_after(seconds):
-            try:
-                return await self.stats.read()
-            except Unavailable:
-                return None
+        with trio.move_on_after(seconds), suppress(Unavailable):
+            return await self.stats.read()
         return None
 
     def use(self, loaded: Loaded) -> None:
         """Bring these settings into force for all that look at the node."""
-        before, self.loaded = self.loaded.settings.membridge, loaded
-        if self.settings.membridge != before:
+        before, self.loaded = self.settings, loaded
+        self.logs.redact(secrets(self.settings))
+        if self.settings.log.level != before.log.level:
+            self.logs.set_level(self.settings.log.level)
+        if self.settings.membridge != before.membridge:
             self.membridge.renew()
             self.sync.wake()
             if self.membridge.configured:

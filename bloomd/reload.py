@@ -18,11 +18,10 @@ import trio
 
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.server import Binds, HttpServer
-from bloomd.logs import Logs
 from bloomd.node import Node, ReloadReport
 from bloomd.postgres import Pool
 from bloomd.runtime.connector import Connector
-from bloomd.settings import Loaded, Settings, SettingsError, changed, secrets, sections
+from bloomd.settings import Loaded, Settings, SettingsError, changed, sections
 from bloomd.supervisor import State
 
 log = structlog.stdlib.get_logger(__name__)
@@ -31,7 +30,9 @@ log = structlog.stdlib.get_logger(__name__)
 READY_SECONDS = 15.0
 
 # Keys that count from the next start of the daemon on.
-NEED_RESTART = ("control.socket", "control.group", "log.format", "http.drain_seconds")
+NEED_RESTART = (
+    "control.socket", "control.group", "log.format", "http.drain_seconds", "http.socket_mode", "http.socket_group",
+)  # fmt: skip
 
 
 class Reloader:
@@ -45,31 +46,36 @@ class Reloader:
         connector: Connector,
         binds: Binds,
         http: HttpServer,
-        logs: Logs,
     ) -> None:
         self._node = node
         self._read = read
         self._connector = connector
         self._binds = binds
         self._http = http
-        self._logs = logs
         self._lock = trio.Lock()
+        self._scope = trio.CancelScope()
 
     async def reload(self, cause: str) -> ReloadReport:
         """Bring the configuration as it is now into force, or say why not and change nothing.
 
         A cancellation waits until it is done, which takes a minute at the worst: half a reload would be worse.
         """
-        with trio.CancelScope(shield=True):
-            async with self._lock:
+        async with self._lock:
+            report = _failed("bloomd is stopping")
+            with trio.CancelScope(shield=True) as self._scope:
                 report = msgspec.structs.replace(await self._reload(cause), at=time.time())
-            self._node.last_reload = report
-            if report.ok:
-                log.info("reloaded", result=report.result, cause=cause, changes=len(report.changes))
-            else:
-                log.error("reload failed, the old settings stay", cause=cause, errors=report.errors)
-            return report
-        raise AssertionError("unreachable")
+        self._node.last_reload = report
+        if report.ok:
+            self._node.logs.set_level(self._node.settings.log.level)
+            self._node.pending_restart.update(report.needs_restart)
+            log.info("reloaded", result=report.result, cause=cause, changes=len(report.changes))
+        else:
+            log.error("reload failed, the old settings stay", cause=cause, errors=report.errors)
+        return report
+
+    def give_up(self) -> None:
+        """The daemon stops: a reload under way does not matter any more."""
+        self._scope.cancel()
 
     async def _reload(self, cause: str) -> ReloadReport:
         node, old = self._node, self._node.loaded
@@ -129,8 +135,6 @@ class Reloader:
         """Bring these settings into force; the pool that was in use, and the services that are not ready in time."""
         before = self._connector.take(pool) if pool else None
         self._node.use(loaded)
-        self._logs.set_level(loaded.settings.log.level)
-        self._logs.redact(secrets(loaded.settings))
         self._http.rebind()
         with trio.move_on_after(READY_SECONDS):
             await self._node.root.restart(restarts, cause)

@@ -3,21 +3,18 @@
 import os
 import resource
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from bloomd import __version__
-from bloomd.control.answers import LastReload, Probe, Process, Queue, Service, Status, Sync, Verdict, Workers
+from bloomd.control.answers import LastReload, Probe, Process, Queue, Service, Status, Sync, Workers
 from bloomd.node import Node
 from bloomd.probes import ProbeStatus
 from bloomd.runtime.stats import Stats
-from bloomd.supervisor import ServiceStatus, State
+from bloomd.supervisor import ServiceStatus
+from bloomd.verdict import reasons, verdict
 
 # Raised when a field changes its meaning or goes away; new fields do not count.
 SCHEMA = 1
-
-# A loop that was this late within the last minute kept everybody waiting for a time that a person notices.
-LAGGING_SECONDS = 1.0
 
 # What a status may wait for the database, which may be frozen; the rest of the status needs none.
 DATABASE_SECONDS = 1.0
@@ -26,51 +23,31 @@ DATABASE_SECONDS = 1.0
 async def status(node: Node) -> Status:
     """Look at everything. Takes at most `DATABASE_SECONDS`, however frozen the database is."""
     stats = await node.recent_stats(DATABASE_SECONDS)
-    services = node.root.status()
-    verdict, reasons = judge(node, services)
+    found = reasons(node)
     return Status(
         schema=SCHEMA,
-        verdict=verdict,
-        reasons=reasons,
+        verdict=verdict(found),
+        reasons=[reason.text for reason in found],
         notices=notices(node),
-        services=[service(each) for each in services],
+        services=[service(each) for each in node.root.status()],
         probes=[probe(each.status) for each in node.probes],
         queue=_queue(stats) if stats else None,
         workers=_workers(stats) if stats else None,
         sync=_sync(node),
         process=_process(node),
         reload=_last_reload(node),
-        next=_next(node, services),
+        next=next((reason.next for reason in found if reason.next), None),
     )
 
 
-def judge(node: Node, services: Sequence[ServiceStatus]) -> tuple[Verdict, list[str]]:
-    """The verdict and its reasons, the worst first."""
-    reasons: list[str] = []
-    down = False
-    for each in services:
-        if each.name == "http" and each.state is State.FAILED:
-            down = True
-            reasons.append(f"http has failed: {each.last_error}")
-        elif each.name == "database" and each.state is not State.RUNNING:
-            down = True
-            reasons.insert(0, f"PostgreSQL is not up: {each.last_error or each.cause or each.state.value}")
-        elif each.state is not State.RUNNING:
-            what = "stopped by hand" if each.by_hand else each.state.value
-            cause = each.last_error or each.cause
-            reasons.append(f"{each.name} is {what}" + (f": {cause}" if cause and not each.by_hand else ""))
-    reasons += [
-        f"{probe.status.name} is down: {probe.status.error}" for probe in node.probes if probe.status.state == "down"
-    ]
-    if node.lag.worst >= LAGGING_SECONDS:
-        reasons.append(f"the event loop was {node.lag.worst:.1f} s late within the last minute")
-    if node.last_reload and not node.last_reload.ok:
-        reasons.append(f"the last reload failed: {node.last_reload.summary}")
-    return "down" if down else "degraded" if reasons else "ok", reasons
-
-
 def notices(node: Node) -> list[str]:
-    return list(node.loaded.warnings)
+    """What an operator should know although nothing is wrong."""
+    found = list(node.loaded.warnings)
+    if node.logs.level != node.settings.log.level:
+        found.append(f"the log level is {node.logs.level} until the next reload")
+    if node.pending_restart:
+        found.append(f"changed, and in force after a restart of bloomd: {', '.join(sorted(node.pending_restart))}")
+    return found
 
 
 def service(status: ServiceStatus) -> Service:
@@ -152,17 +129,3 @@ def _process(node: Node) -> Process:
 def _last_reload(node: Node) -> LastReload | None:
     last = node.last_reload
     return LastReload(at=last.at, ok=last.ok, summary=last.summary) if last else None
-
-
-def _next(node: Node, services: Sequence[ServiceStatus]) -> str | None:
-    for each in services:
-        if each.state is State.FAILED:
-            return f"bloomd-ctl restart {each.name}"
-        if each.by_hand:
-            return f"bloomd-ctl start {each.name}"
-    if node.last_reload and not node.last_reload.ok:
-        return "bloomd-ctl reload"
-    for each in node.probes:
-        if each.status.state == "down":
-            return f"bloomd-ctl probe {each.status.name}"
-    return None

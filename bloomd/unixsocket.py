@@ -82,7 +82,9 @@ def _remove_stale(path: str, setting: str) -> None:
             return
         except BlockingIOError:
             raise Misconfigured(f"another bloomd, too busy to answer, is running on {path}") from None
-        raise Misconfigured(f"another bloomd (pid {_process_behind(probe)}) is running on {path}")
+        raise Misconfigured(
+            f"another bloomd (pid {_process_behind(probe)}) is running on {path}; stop it, or choose another {setting}"
+        )
 
 
 def _process_behind(connected: socket.socket) -> int:

@@ -127,13 +127,17 @@ async def status(conn: Connection[Any], migrations: Sequence[Migration]) -> Sche
 
 
 async def migrate(
-    conn: Connection[Any], migrations: Sequence[Migration], report: Callable[[str], None]
+    conn: Connection[Any],
+    migrations: Sequence[Migration],
+    report: Callable[[str], None],
+    applied: Callable[[Migration], None] = lambda migration: None,
 ) -> list[Migration]:
     """Apply what is pending, in order; return it.
 
     Args:
         conn: in autocommit mode, and nobody else's meanwhile.
         report: called with each notice that a migration raises.
+        applied: called with each migration when it is committed.
 
     Raises:
         Misconfigured: the database was migrated by another version of the program, which only a person can sort out.
@@ -145,6 +149,7 @@ async def migrate(
         with _notices(conn, report):
             for migration in compared.pending:
                 await _apply(conn, migration)
+                applied(migration)
         return list(compared.pending)
 
 

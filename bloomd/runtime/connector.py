@@ -13,7 +13,7 @@ from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.postgres import Connection, Pool, translated
 from bloomd.postgres.migrate import SchemaStatus, migrate, status
 from bloomd.runtime.database import Database
-from bloomd.runtime.schema import MIGRATIONS
+from bloomd.runtime.schema import MIGRATIONS, explained
 from bloomd.settings import model
 
 log = structlog.stdlib.get_logger(__name__)
@@ -23,6 +23,9 @@ WATCH_INTERVAL = 1.0
 
 # A server that does not answer the simplest question for this long is frozen, or as good as.
 WATCH_TIMEOUT = 5.0
+
+# PostgreSQL ends a statement that runs too long by itself; one that has not done so after this long never will.
+CLIENT_MARGIN = 5.0
 
 # What the deployment guide promises, and the oldest that is still maintained.
 OLDEST_SERVER = 140000
@@ -35,10 +38,12 @@ class Connector:
         settings: Callable[[], model.Database],
         *,
         auto_migrate: bool = False,
+        config_option: str = "",
     ) -> None:
         self._database = database
         self._settings = settings
         self._auto_migrate = auto_migrate
+        self._config_option = config_option
         self._pool: Pool | None = None
         self._taken = False
 
@@ -82,10 +87,11 @@ class Connector:
         try:
             async with pool.connection() as connection:
                 _check_version(connection.info.server_version)
-                if self._auto_migrate:
-                    await migrate(connection, MIGRATIONS, report=_report)
-                schema = await status(connection, MIGRATIONS)
-            _check(schema)
+                with explained():
+                    if self._auto_migrate:
+                        await migrate(connection, MIGRATIONS, report=_report)
+                    schema = await status(connection, MIGRATIONS)
+            _check(schema, self._config_option)
             self._database.schema = schema.current
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -102,7 +108,7 @@ class Connector:
 
     def _open(self, pool: Pool) -> Pool | None:
         before, self._pool = self._pool, pool
-        self._database.open(pool)
+        self._database.open(pool, limit=self._settings().statement_timeout + CLIENT_MARGIN)
         return before
 
     async def _watch(self, settings: model.Database) -> None:
@@ -131,7 +137,10 @@ def _check_version(version: int) -> None:
         )
 
 
-def _check(schema: SchemaStatus) -> None:
+def _check(schema: SchemaStatus, config_option: str) -> None:
+    if schema.changed:
+        names = ", ".join(map(str, schema.changed))
+        raise Misconfigured(f"the database was migrated by another build of this version: migration {names} differs")
     if schema.newer:
         raise Misconfigured(
             f"the database has schema {schema.current}, newer than this bloomd knows ({schema.latest}); "
@@ -139,8 +148,8 @@ def _check(schema: SchemaStatus) -> None:
         )
     if schema.pending:
         raise Misconfigured(
-            f"the database has schema {schema.current or 'none'} and this bloomd needs {schema.latest}; "
-            "run `bloomd migrate`, then `bloomd-ctl restart database`"
+            f"the database has {f'schema {schema.current}' if schema.current else 'no schema yet'}, and this bloomd "
+            f"needs {schema.latest}; run `bloomd migrate{config_option}`, then `bloomd-ctl restart database`"
         )
 
 

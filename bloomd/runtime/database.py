@@ -29,6 +29,8 @@ class Database:
     def __init__(self, away: str = "PostgreSQL is not connected yet") -> None:
         self._pool: Pool | None = None
         self._away = away
+        self._limit = 0.0
+        self._under_way: set[trio.CancelScope] = set()
         self.doubted = trio.Event()
         """Set when a statement could not be run: a reason to look whether the server is still there."""
         self.schema: int | None = None
@@ -42,14 +44,17 @@ class Database:
         """Why there is no database at the moment; None while there is one."""
         return None if self._pool else self._away
 
-    def open(self, pool: Pool) -> None:
-        """Run statements on this pool from now on."""
+    def open(self, pool: Pool, *, limit: float = 60.0) -> None:
+        """Run statements on this pool from now on, each for `limit` seconds at the most."""
         self._pool = pool
+        self._limit = limit
 
     def close(self, reason: str) -> None:
-        """Refuse all statements, for this reason."""
+        """Refuse all statements, and end those under way, for this reason."""
         self._pool = None
         self._away = reason
+        for scope in self._under_way:
+            scope.cancel()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection[Any]]:
@@ -94,23 +99,34 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection[TupleRow]]:
-        """Borrow a connection; from the pool that took the place of the one asked first, when that has closed."""
+        """Borrow a connection; from the pool that took the place of the one asked first, when that has closed.
+
+        What runs on it ends at `limit`, and when the database is closed: a frozen server keeps no timeout of its own.
+        """
+        scope = trio.CancelScope(deadline=trio.current_time() + self._limit)
+        self._under_way.add(scope)
         try:
-            async with AsyncExitStack() as stack:
-                connection = None
-                while connection is None:
-                    pool = self._open_pool()
-                    try:
-                        connection = await stack.enter_async_context(pool.connection())
-                    except Unavailable:
-                        if self._pool is pool:
-                            raise
-                yield connection
+            with scope:
+                async with AsyncExitStack() as stack:
+                    connection = None
+                    while connection is None:
+                        pool = self._open_pool()
+                        try:
+                            connection = await stack.enter_async_context(pool.connection())
+                        except Unavailable:
+                            if self._pool is pool:
+                                raise
+                    yield connection
         except (QueryCanceled, LockNotAvailable) as error:
             raise Unavailable(f"PostgreSQL did not do it in time ({one_line(error)}); try again") from error
         except Unavailable:
             self.doubted.set()
             raise
+        finally:
+            self._under_way.discard(scope)
+        if scope.cancelled_caught:
+            self.doubted.set()
+            raise Unavailable(self.away or f"PostgreSQL has not answered for {self._limit:.0f} s")
 
     def _open_pool(self) -> Pool:
         if self._pool is None:

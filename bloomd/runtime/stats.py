@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import trio
 
+from bloomd.errors import Unavailable
 from bloomd.runtime.database import Database
 
 COUNT = """
@@ -22,8 +23,10 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
        bloom_now_ms()                                                                          AS at
 """
 
-# What a page or a monitor reads every few seconds need not be fresher.
+# What a page or a monitor reads every few seconds need not be fresher; and counting a long history, which takes a
+# second for some million tasks, shall not take more than a twentieth of the server's time.
 FRESH_SECONDS = 1.0
+SHARE = 20
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -49,25 +52,47 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class Counter:
-    """Counts at most once a second, and once for all who ask meanwhile."""
+    """Counts when somebody asks, once for all who ask meanwhile, and not again while the last count is fresh.
+
+    The counting is a task of its own (`run`), so that whoever asks can go away at any moment: cancelling a statement on
+    a server that is frozen takes seconds.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lock = trio.Lock()
-        self._latest: Stats | None = None
-        self._counted_at = -FRESH_SECONDS
+        self._asked = trio.Event()
+        self._answered = trio.Event()
+        self._latest: Stats | Unavailable = Unavailable("nothing has been counted yet")
+        self._fresh_until = -1.0
+
+    async def run(self) -> None:
+        """Count whenever it is asked for, until cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            began = trio.current_time()
+            try:
+                [self._latest] = await self._database.rows(Stats, COUNT)
+            except Unavailable as error:
+                self._latest = error
+                self._fresh_until = began
+            else:
+                took = trio.current_time() - began
+                self._fresh_until = began + max(FRESH_SECONDS, SHARE * took)
+            self._answered.set()
+            self._answered = trio.Event()
 
     async def read(self) -> Stats:
-        """The counts as they were within the last second.
+        """The counts as they were a moment ago.
 
         Raises:
             Unavailable: no database at the moment.
         """
-        async with self._lock:
-            if self._latest is None or trio.current_time() - self._counted_at >= FRESH_SECONDS:
-                began = trio.current_time()
-                self._latest = await self._database.row(Stats, COUNT)
-                self._counted_at = began
-            if self._latest is None:
-                raise AssertionError("a count gives a row")
-            return self._latest
+        if self._database.away:
+            raise Unavailable(self._database.away)
+        if trio.current_time() >= self._fresh_until:
+            self._asked.set()
+            await self._answered.wait()
+        if isinstance(self._latest, Unavailable):
+            raise self._latest
+        return self._latest

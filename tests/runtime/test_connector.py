@@ -30,7 +30,7 @@ async def test_statements_run_only_while_the_service_does(conninfo):
 
 async def test_an_unmigrated_and_a_newer_schema_are_refused(database):
     settings = model.Database(url=database)
-    with pytest.raises(Misconfigured, match="schema none and this bloomd needs"):
+    with pytest.raises(Misconfigured, match="no schema yet, and this bloomd needs"):
         await Connector(Database(), lambda: settings).run()
     async with Pool(database, size=1) as pool, pool.connection() as connection:
         await migrate(connection, MIGRATIONS, report=lambda line: None)

@@ -359,5 +359,9 @@ async def test_a_storm_leaves_every_invariant_whole(db, new_worker, sql):
     }
     assert {name: rows for name, query in broken.items() if (rows := sql(query))} == {}
     assert sql("SELECT count(*) FROM leases")[0][0] > 50
-    counts = await stats.Counter(db).read()
+    counter = stats.Counter(db)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(counter.run)
+        counts = await counter.read()
+        nursery.cancel_scope.cancel()
     assert sum(counts.by_status.values()) == 12

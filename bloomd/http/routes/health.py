@@ -7,18 +7,17 @@ from litestar import get
 from bloomd import __version__
 from bloomd.http.problems import Problem
 from bloomd.http.requests import Req, node_of
-from bloomd.status import judge
 from bloomd.supervisor import State
+from bloomd.verdict import reasons, verdict
 
 
 @get("/api/runtime/health", summary="Whether the daemon is alive, and what it thinks of itself")
 async def health(request: Req) -> dict[str, Any]:
     """Always 200: an init system or a load balancer learns here that the process answers."""
     node = node_of(request)
-    verdict, _ = judge(node, node.root.status())
     membridge = node.membridge.health
     return {
-        "status": verdict,
+        "status": verdict(reasons(node)),
         "service": "bloom-runtime",
         "version": __version__,
         "node": node.name,

@@ -9,8 +9,9 @@ from bloomd.http.observe import RequestCounts
 from bloomd.http.requests import Req, node_of
 from bloomd.node import Node
 from bloomd.runtime.stats import Stats
-from bloomd.status import DATABASE_SECONDS, judge, open_files, rss_bytes
+from bloomd.status import DATABASE_SECONDS, open_files, rss_bytes
 from bloomd.supervisor import State
+from bloomd.verdict import reasons, verdict
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _PROBE_STATES = ("up", "down", "unknown", "disabled")
@@ -38,13 +39,13 @@ def _labels(**labels: str) -> str:
 
 def _node(node: Node) -> Iterator[str]:
     services = node.root.status()
-    verdict, _ = judge(node, services)
+    judged = verdict(reasons(node))
     yield from _metric("bloomd_info", "gauge", "What runs here.", {_labels(version=__version__, node=node.name): 1})
     yield from _metric(
         "bloomd_verdict",
         "gauge",
         "1 for the verdict of status.",
-        {_labels(verdict=each): float(each == verdict) for each in ("ok", "degraded", "down")},
+        {_labels(verdict=each): float(each == judged) for each in ("ok", "degraded", "down")},
     )
     yield from _metric("bloomd_uptime_seconds", "gauge", "Since the start of the daemon.", {"": node.uptime})
     yield from _metric("process_resident_memory_bytes", "gauge", "Resident memory.", {"": rss_bytes()})
