@@ -1,7 +1,6 @@
 """nginx/bloomd.conf in a real nginx, in front of a server that keeps what it is sent."""
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -9,33 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import eventually, free_port
-from tools import require
-from upstream import Upstream, accepts, ask
+from nginx_process import CONFIGURATION, Nginx
+from servers import eventually
+from upstream import Upstream, ask
 
 from bloomd.http.server import KEEP_ALIVE_SECONDS
 from bloomd.settings.model import Http
-
-CONFIGURATION = (Path(__file__).parents[2] / "nginx" / "bloomd.conf").read_text()
-
-# nginx leaves root's rights, and the tests' directories are closed to others.
-MAIN = """\
-{user}
-daemon off;
-worker_processes 1;
-pid nginx.pid;
-error_log stderr;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    include bloomd.conf;
-}}
-"""
 
 
 @dataclass
@@ -44,52 +22,21 @@ class Front:
 
     port: int
     upstream: Upstream
+    socket: Path
     log: Path
-
-
-def adapted(text: str, *replacements: tuple[str, str]) -> str:
-    """The configuration with other addresses and paths, and nothing else changed."""
-    for old, new in replacements:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
+    command: list[str]
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A directory with everything that nginx needs, and the port that it is to listen on."""
-    directory, port = tmp_path_factory.mktemp("nginx"), free_port()
-    conf = adapted(
-        CONFIGURATION,
-        ("listen 80;", f"listen 127.0.0.1:{port};"),
-        ("listen [::]:80;", ""),
-        ("server unix:/run/bloomd/http/bloomd.sock;", f"server unix:{directory}/bloomd.sock;"),
-        ("/var/log/nginx/bloomd.access.log", f"{directory}/access.log"),
-    )
-    (directory / "bloomd.conf").write_text(conf)
-    (directory / "nginx.conf").write_text(MAIN.format(user="user root;" if os.geteuid() == 0 else ""))
-    return directory, port
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    directory = tmp_path_factory.mktemp("nginx")
+    socket = directory / "bloomd.sock"
+    with Upstream(socket) as upstream, Nginx(directory, socket) as nginx:
+        yield Front(nginx.port, upstream, socket, nginx.access_log, nginx.command)
 
 
-@pytest.fixture(scope="module")
-def front(prefix: tuple[Path, int]) -> Iterator[Front]:
-    directory, port = prefix
-    with Upstream(directory / "bloomd.sock") as upstream:
-        process = subprocess.Popen(command(directory), stderr=subprocess.DEVNULL)
-        try:
-            eventually(lambda: accepts(port))
-            yield Front(port, upstream, directory / "access.log")
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def command(prefix: Path) -> list[str]:
-    return [require("nginx"), "-p", f"{prefix}/", "-c", f"{prefix}/nginx.conf", "-e", "stderr"]
-
-
-def test_nginx_finds_nothing_wrong(prefix: tuple[Path, int]) -> None:
-    done = subprocess.run([*command(prefix[0]), "-t"], capture_output=True, text=True, check=False)
+def test_nginx_finds_nothing_wrong(front: Front) -> None:
+    done = subprocess.run([*front.command, "-t"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr
 
@@ -107,10 +54,14 @@ def test_requests_of_many_clients_share_a_connection(front: Front) -> None:
     assert front.upstream.seen[-1].headers["connection"] is None
 
 
-def test_only_an_upgrade_is_passed_on_as_one(front: Front) -> None:
-    ask(front.port, "/socket", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+@pytest.mark.parametrize("path", ["/api/runtime/stats", "/api/runtime/events", "/metrics"])
+def test_no_upgrade_is_passed_on(front: Front, path: str, protocol: str) -> None:
+    """What follows one would be a tunnel past all rules of nginx."""
+    asked = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": protocol, "HTTP2-Settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+    assert ask(front.port, path, headers=asked).status == 200
     headers = front.upstream.seen[-1].headers
-    assert (headers["upgrade"], headers["connection"]) == ("websocket", "upgrade")
+    assert (headers["upgrade"], headers["connection"]) == (None, None)
 
 
 def test_bloomd_learns_the_client_and_the_name_it_asked_for(front: Front) -> None:
@@ -183,13 +134,12 @@ def test_no_query_is_logged(front: Front) -> None:
     assert "s3cret" not in front.log.read_text()
 
 
-def test_without_bloomd_clients_get_a_503_that_they_can_read(prefix: tuple[Path, int], front: Front) -> None:
-    socket = prefix[0] / "bloomd.sock"
-    aside = socket.rename(socket.with_suffix(".aside"))
+def test_without_bloomd_clients_get_a_503_that_they_can_read(front: Front) -> None:
+    aside = front.socket.rename(front.socket.with_suffix(".aside"))
     front.upstream.hang_up()
     try:
         answer = ask(front.port, "/api/runtime/stats")
     finally:
-        aside.rename(socket)
+        aside.rename(front.socket)
     assert answer.status == 503
     assert json.loads(answer.body)["error"] == "bloomd does not answer"
