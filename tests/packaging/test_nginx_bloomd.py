@@ -1,0 +1,207 @@
+"""A real bloomd behind a real nginx, over the Unix socket, as nginx/bloomd.conf and bloomd(8) have it."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import pytest
+from bloomd_process import KEY, Bloomd
+from nginx_process import Nginx
+from servers import PostgresServer, eventually
+from upstream import Answer, ask
+
+from bloomd.settings.model import Http
+
+WITH_KEY = {"X-Runtime-API-Key": KEY}
+JSON = {**WITH_KEY, "Content-Type": "application/json"}
+HEALTH, STATS, TASKS = "/api/runtime/health", "/api/runtime/stats", "/api/runtime/llm-tasks"
+
+
+@dataclass
+class Site:
+    """Both daemons."""
+
+    bloomd: Bloomd
+    nginx: Nginx
+
+    def get(self, path: str, *, headers: dict[str, str] | None = None, source: str = "127.0.0.1") -> Answer:
+        return ask(self.nginx.port, path, headers=headers, source=source)
+
+
+@pytest.fixture(scope="module")
+def site(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    database = postgres_server.create_database()
+    bloomd = Bloomd(database)
+    through = bloomd.directory / "http.sock"
+    bloomd.settings["http.bind"] = [f"127.0.0.1:{bloomd.port}", f"unix:{through}"]
+    bloomd.migrate()
+    with Nginx(tmp_path_factory.mktemp("nginx"), through) as nginx, bloomd:
+        yield Site(bloomd, nginx)
+    postgres_server.drop_database(database)
+    shutil.rmtree(bloomd.directory)
+
+
+def test_health_and_an_authenticated_answer_come_through(site: Site) -> None:
+    eventually(lambda: json.loads(site.get(HEALTH).body)["status"] == "ok")  # once the first probes have come back
+    assert site.get(STATS).status == 401
+    assert site.get(STATS, headers=WITH_KEY).status == 200
+
+
+def test_limits_are_counted_for_the_client_that_nginx_saw(site: Site) -> None:
+    """One that claims to be somebody else each time is still one, and spends nothing of another's."""
+    claims = [{"X-Forwarded-For": f"203.0.113.{number}", "X-Runtime-API-Key": "guess"} for number in range(100)]
+    statuses = [site.get(STATS, headers=claim, source="127.0.0.9").status for claim in claims]
+    assert (statuses[0], statuses[-1]) == (401, 429)
+    assert site.get(STATS, headers=claims[0]).status == 401
+    assert site.get(STATS, headers=claims[0], source="127.0.0.10").status == 401
+
+
+def test_metrics_are_for_this_machine_only(site: Site) -> None:
+    local = {"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1"}
+    assert site.get("/metrics").status == 200
+    for headers in ({}, local, {**local, **WITH_KEY}):
+        answer = site.get("/metrics", headers=headers, source="127.0.0.2")
+        assert answer.status == 403
+        assert b"bloomd_" not in answer.body
+
+
+def test_the_claims_of_this_machine_are_dropped_too(site: Site) -> None:
+    """bloomd would take 203.0.113.9 for the client, and refuse it, if it believed this."""
+    assert site.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}).status == 200
+
+
+def test_h2c_is_not_spoken(site: Site) -> None:
+    """Otherwise the second request, in the tunnel, would be past `deny` and past X-Forwarded-For."""
+    asked = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+    answer = site.get(HEALTH, headers=asked, source="127.0.0.2")
+    assert answer.status == 200
+    assert answer.headers["upgrade"] is None
+
+
+def test_too_large_a_body_is_a_problem(site: Site) -> None:
+    headers = {**JSON, "Content-Length": str(Http().max_body_bytes + 1)}
+    answer = ask(site.nginx.port, TASKS, method="POST", headers=headers)
+    assert (answer.status, answer.headers.get_content_type()) == (413, "application/problem+json")
+    assert json.loads(answer.body)["error"] == "The body is too large"
+
+
+def test_a_task_of_megabytes_goes_in_and_comes_out(site: Site) -> None:
+    prompt = "ї" * 1_000_000
+    created = ask(site.nginx.port, TASKS, method="POST", headers=JSON, body=json.dumps({"prompt": prompt}).encode())
+    assert created.status == 201, created.body[:500]
+    found = site.get(f"{TASKS}/{json.loads(created.body)['id']}", headers=WITH_KEY)
+    assert json.loads(found.body)["prompt"] == prompt
+
+
+def test_the_errors_and_headers_of_bloomd_come_through(site: Site) -> None:
+    answer = site.get("/api/runtime/nothing", headers=WITH_KEY)
+    assert (answer.status, answer.headers.get_content_type()) == (404, "application/problem+json")
+    assert answer.headers["x-request-id"]
+    assert answer.headers.get_all("x-content-type-options") == ["nosniff"]
+
+
+def test_connections_are_kept_alive(site: Site) -> None:
+    """Of the client to nginx; and nginx needs no new one to bloomd for each request."""
+    client = HTTPConnection("127.0.0.1", site.nginx.port, timeout=10)
+    client.connect()
+    kept = client.sock
+    before = _sockets(site)
+    for _ in range(50):
+        client.request("GET", STATS, headers=WITH_KEY)
+        response = client.getresponse()
+        response.read()
+        assert (response.status, client.sock) == (200, kept)
+    client.close()
+    assert _sockets(site) <= before + 1
+
+
+@dataclass
+class Traffic:
+    """What clients saw that asked all the time."""
+
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def traffic(port: int, clients: int = 3) -> Iterator[Traffic]:
+    """Clients that read, each again and again on a connection that is kept alive."""
+    seen, stop = Traffic(), threading.Event()
+
+    def ask_on() -> None:
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
+        while not stop.is_set():
+            try:
+                client.request("GET", STATS, headers=WITH_KEY)
+                response = client.getresponse()
+                seen.answers.append(Answer(response.status, response.headers, response.read()))
+            except (OSError, HTTPException) as error:
+                seen.failures.append(repr(error))
+                client.close()
+            time.sleep(0.002)  # three clients in a tight loop would keep bloomd's restart from the processor
+        client.close()
+
+    threads = [threading.Thread(target=ask_on) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_reload_fails_no_request(site: Site) -> None:
+    with traffic(site.nginx.port) as seen:
+        for turn in range(6):
+            site.bloomd.configure(database__pool_size=5 + turn, probes__interval=0.5 + turn / 10)
+            done = site.bloomd.ctl("-o", "json", "reload")
+            assert (done.returncode, json.loads(done.stdout)["result"]) == (0, "reloaded"), done.stdout
+            _further(seen, 20, 200)
+    assert seen.failures == []
+    assert {answer.status for answer in seen.answers} == {200}
+
+
+def _kill(bloomd: Bloomd) -> None:
+    assert bloomd.process
+    bloomd.process.kill()
+    bloomd.process.wait()
+
+
+@pytest.mark.parametrize("end", [Bloomd.stop, _kill], ids=["restart", "kill -9"])
+def test_while_bloomd_is_away_clients_get_a_503_and_then_go_on(site: Site, end: Callable[[Bloomd], object]) -> None:
+    with traffic(site.nginx.port) as seen:
+        _further(seen, 20, 200)
+        end(site.bloomd)
+        _further(seen, 20, 503)
+        site.bloomd.start()
+        _further(seen, 100, 200)
+    assert seen.failures == []
+    assert {answer.status for answer in seen.answers} == {200, 503}
+    for answer in seen.answers:
+        if answer.status == 503:
+            assert answer.headers.get_content_type() == "application/problem+json"
+            assert json.loads(answer.body)["status"] == 503
+
+
+def _further(seen: Traffic, number: int, status: int) -> None:
+    """Wait for so many more answers of this kind."""
+    start = len(seen.answers)
+    eventually(lambda: sum(answer.status == status for answer in seen.answers[start:]) >= number)
+
+
+def _sockets(site: Site) -> int:
+    """How many sockets bloomd has open."""
+    assert site.bloomd.process
+    count = 0
+    for each in Path(f"/proc/{site.bloomd.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += str(each.readlink()).startswith("socket:")
+    return count
