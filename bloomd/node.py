@@ -44,7 +44,8 @@ class ReloadReport(msgspec.Struct, frozen=True):
         """The outcome in one line."""
         if self.errors:
             return "; ".join(self.errors)
-        return f"{self.result}, {len(self.changes)} changes" if self.changes else self.result
+        count = len(self.changes)
+        return f"{self.result}, {count} {'change' if count == 1 else 'changes'}" if count else self.result
 
 
 class Node:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ class Bloomd:
     """`bloomd run` on a database. `settings` are dotted keys over the defaults that a test wants."""
 
     def __init__(self, database_url: str, *, environ: dict[str, str] | None = None, **settings: Any) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="bloomd-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="bloomd-", dir=os.environ.get("TMPDIR", "/tmp")))
         self.port = free_port()
         self.socket = self.directory / "bloomd.sock"
         self.file = self.directory / "bloomd.yaml"
@@ -60,11 +61,16 @@ class Bloomd:
             eventually(self.is_ready)
         return self
 
-    def migrate(self) -> str:
+    def run(self, command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Another command of `bloomd` on the same configuration."""
         self.configure()
-        done = subprocess.run(
-            [BIN / "bloomd", "migrate", "-c", self.file], capture_output=True, text=True, env=self.environ, check=False
-        )
+        return subprocess.run(
+            [BIN / "bloomd", command, "-c", self.file, *arguments],
+            capture_output=True, text=True, env=self.environ, check=False, timeout=60,
+        )  # fmt: skip
+
+    def migrate(self) -> str:
+        done = self.run("migrate")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -110,3 +116,4 @@ class Bloomd:
             if self.process.poll() is None:
                 self.process.kill()
             self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)

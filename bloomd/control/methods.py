@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+import trio
 
 from bloomd import __version__
 from bloomd.control import answers
@@ -15,7 +16,10 @@ from bloomd.logs import Logs
 from bloomd.node import Node
 from bloomd.settings import describe
 from bloomd.status import probe, service, status
-from bloomd.supervisor import UnknownService
+from bloomd.supervisor import State, UnknownService
+
+# Whoever starts a service wants to know how it went; longer than this it is told that it is still starting.
+START_SECONDS = 15.0
 
 
 class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +60,9 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
     async def start(params: Named, call: Call) -> answers.Services:
         async def begin() -> None:
             node.root.start_service(params.name, f"started by {call.user}")
+            with trio.move_on_after(START_SECONDS):
+                while node.root.state(params.name) is State.STARTING:
+                    await node.root.change()
 
         return await _steer(node, params.name, begin)
 

@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -33,38 +32,54 @@ UNIX = "unix:"
 ANONYMOUS = "anonymous"
 KEY_NAME = "api-key"
 
-# A person who mistypes a key is never stopped; a guesser gets nowhere.
-FAILED_LOGINS = Limiter(limit=20, seconds=60)
-# Monitors and load balancers ask every second or so, each from its own address.
-UNAUTHENTICATED = Limiter(limit=300, seconds=60)
-
 
 class Caller(msgspec.Struct, frozen=True):
     """Who made a request."""
 
     client: str
     """The address, of the client itself where a trusted proxy tells it; `unix:` for a peer on the Unix socket."""
-    forwarded: bool
-    """Whether the address was told by a trusted proxy."""
-    spoofed: bool
-    """Whether a peer that is not trusted claims to forward for somebody."""
+    doubtful: bool
+    """Whether somebody who is not trusted, or not understood, claims to forward for somebody else."""
     actor: str
     """The name in the audit log."""
     authenticated: bool
 
 
-def caller_of(scope: Scope) -> Caller:
-    """Who made this request."""
-    return scope["state"]["caller"]
-
-
 def guarded(app: App, settings: Callable[[], Http]) -> App:
     """Let through who may pass, and note who it is."""
+    # A person who mistypes a key is never stopped; a guesser gets nowhere.
+    failed_logins = Limiter(limit=20, seconds=60)
+    # Monitors and load balancers ask every second or so, each from its own address.
+    unauthenticated = Limiter(limit=300, seconds=60)
+
+    def admit(scope: Scope) -> Caller:
+        http = settings()
+        client, doubtful = client_of(scope, http.trusted_proxies)
+        stranger = Caller(client, doubtful, ANONYMOUS, authenticated=False)
+        scope["state"]["caller"] = stranger
+        if http.api_key is None:
+            _check_host(scope, http.allowed_hosts)
+            _check_origin(scope)
+            return msgspec.structs.replace(stranger, authenticated=True)
+        if _has_key(scope, http.api_key):
+            return msgspec.structs.replace(stranger, actor=KEY_NAME, authenticated=True)
+        method, path = scope["method"], scope["path"]
+        if (method, path) in OPEN:
+            unauthenticated.spend(client)
+            return stranger
+        if path == "/metrics" and may_read_metrics(stranger, http.metrics_allow):
+            return stranger
+        failed_logins.spend(client)
+        raise Problem(
+            401,
+            "Send the API key in the X-Runtime-API-Key header, or as Authorization: Bearer",
+            type="unauthorized",
+            headers={"www-authenticate": 'Bearer realm="bloomd"'},
+        )
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        http = settings()
         try:
-            scope["state"]["caller"] = _admit(scope, http)
+            scope["state"]["caller"] = admit(scope)
         except Problem as problem:
             await problem.send(send)
             return
@@ -73,58 +88,35 @@ def guarded(app: App, settings: Callable[[], Http]) -> App:
     return guard
 
 
-def _admit(scope: Scope, http: Http) -> Caller:
-    client, forwarded, spoofed = client_of(scope, http.trusted_proxies)
-    if http.api_key is None:
-        _check_host(scope, http.allowed_hosts)
-        _check_origin(scope)
-        return Caller(client, forwarded, spoofed, ANONYMOUS, authenticated=True)
-    if _has_key(scope, http.api_key):
-        return Caller(client, forwarded, spoofed, KEY_NAME, authenticated=True)
-    caller = Caller(client, forwarded, spoofed, ANONYMOUS, authenticated=False)
-    method, path = scope["method"], scope["path"]
-    if (method, path) in OPEN:
-        UNAUTHENTICATED.spend(client)
-        return caller
-    if path == "/metrics" and may_read_metrics(caller, http.metrics_allow):
-        return caller
-    FAILED_LOGINS.spend(client)
-    raise Problem(
-        401,
-        "Send the API key in the X-Runtime-API-Key header, or as Authorization: Bearer",
-        type="unauthorized",
-        headers={"www-authenticate": 'Bearer realm="bloomd"'},
-    )
-
-
-def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[str, bool, bool]:
-    """The client's address, whether a trusted proxy told it, and whether somebody else claims to forward.
+def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[str, bool]:
+    """The client's address, and whether that is doubtful: a peer that is not trusted forwards, or forwards nonsense.
 
     `X-Forwarded-For` is read from the right, for as long as the one who added an entry is trusted.
     """
     address = scope.get("client")
-    peer = str(address[0]) if address else UNIX
+    client = peer = _plain(str(address[0])) if address else UNIX
     chain = [
         entry.strip()
         for name, value in scope["headers"]
         if name == b"x-forwarded-for"
         for entry in value.decode("latin-1").split(",")
     ]
-    if not chain:
-        return peer, False, False
     networks, unix = _networks(trusted_proxies)
-    client = peer
-    while chain and (unix if client == UNIX else _within(client, networks)):
-        entry = chain.pop()
-        if not _is_address(entry):
+    doubtful = False
+    while chain and not doubtful:
+        trusted = unix if client == UNIX else _within(client, networks)
+        if trusted and _is_address(chain[-1]):
+            client = _plain(chain.pop())
+        else:
+            # Behind the first hop, an untrusted one is simply the client; what it claims is its own affair.
+            doubtful = trusted or client == peer
             break
-        client = entry
-    return client, client != peer, client == peer
+    return client, doubtful
 
 
 def may_read_metrics(caller: Caller, allowed: tuple[str, ...]) -> bool:
     """Whether this client reads /metrics without the key."""
-    return not caller.spoofed and _within(caller.client, _networks(allowed)[0])
+    return not caller.doubtful and _within(caller.client, _networks(allowed)[0])
 
 
 def _has_key(scope: Scope, key: str) -> bool:
@@ -155,7 +147,7 @@ def _check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
 
 def _check_origin(scope: Scope) -> None:
     origin = _header(scope, b"origin")
-    if origin and urlsplit(origin).netloc.lower() != _header(scope, b"host").lower():
+    if origin and origin.lower().partition("://")[2] != _header(scope, b"host").lower():
         raise Problem(403, f"A page of {origin[:100]!r} may not use this server", type="origin-not-allowed")
 
 
@@ -191,6 +183,10 @@ def _networks(entries: tuple[str, ...]) -> tuple[tuple[IPv4Network | IPv6Network
 def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
     if not _is_address(address):
         return False
-    parsed = ip_address(address)
-    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-    return any(parsed in network for network in networks)
+    return any(ip_address(address) in network for network in networks)
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address as one, also when it came over a socket for both."""
+    mapped = getattr(ip_address(address), "ipv4_mapped", None) if _is_address(address) else None
+    return str(mapped or address)

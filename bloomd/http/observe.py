@@ -15,6 +15,9 @@ log = structlog.stdlib.get_logger(__name__)
 # Somebody else's id is taken over when it is harmless in a log and a header.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{8,128}")
 
+# Any other is somebody's invention, and no label of a metric.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -40,7 +43,7 @@ def observed(app: App, counts: RequestCounts) -> App:
 
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
-        method = scope["method"]
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         scope["state"] = {"request_id": request_id}
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
@@ -62,6 +65,8 @@ def observed(app: App, counts: RequestCounts) -> App:
         began = trio.current_time()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
+                if scope["http_version"] not in ("1.0", "1.1"):
+                    raise Problem(505, "HTTP/1.1 is spoken here; a proxy in front must not pass an Upgrade on")
                 await app(scope, receive, annotated)
             except Exception as error:
                 problem = problem_of(error)
@@ -75,9 +80,21 @@ def observed(app: App, counts: RequestCounts) -> App:
                 seconds = trio.current_time() - began
                 counts.add(method, _route(scope), status, seconds)
                 note = log.info if status >= 400 else log.debug
-                note("request", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 1))
+                note(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    ms=round(seconds * 1000, 1),
+                    **_who(scope),
+                )
 
     return observe
+
+
+def _who(scope: Scope) -> dict[str, str]:
+    caller = scope["state"].get("caller")
+    return {"client": caller.client, "actor": caller.actor} if caller else {}
 
 
 def _request_id(scope: Scope) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import msgspec
 from litestar import Request, Response
@@ -11,12 +11,12 @@ from litestar.exceptions import HTTPException
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.asgi import Send
 from bloomd.runtime.pages import BadCursor
-from bloomd.runtime.refusals import Conflict, Invalid, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
+from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 
 MEDIA_TYPE = "application/problem+json"
 TYPES = "urn:problem-type:bloomd:"
 
-# How long a client should leave a server alone whose database is away: it is tried at least once a second here.
+# How long a client should leave a server alone whose database or workers are away: either may be back in a second.
 RETRY_AFTER_SECONDS = 2
 
 
@@ -73,7 +73,6 @@ _REFUSALS: list[tuple[type[Refusal], int, str]] = [
     (LeaseLost, 409, "lease-lost"),
     (Conflict, 409, "conflict"),
     (NoWorker, 503, "no-worker"),
-    (Invalid, 400, "invalid"),
 ]
 
 
@@ -84,7 +83,8 @@ def problem_of(error: Exception) -> Problem | None:
             return error
         case Refusal():
             status, type = next((status, type) for kind, status, type in _REFUSALS if isinstance(error, kind))
-            return Problem(status, one_line(error), type=type)
+            headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+            return Problem(status, one_line(error), type=type, headers=headers)
         case BadCursor():
             return Problem(400, one_line(error), errors=[FieldError("cursor", one_line(error))])
         case Unavailable():
@@ -103,10 +103,6 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     if problem is None:
         raise error
     return Response(problem.content, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
-
-
-def not_found(path: str) -> NoReturn:
-    raise Problem(404, f"There is no {path}; GET /api/schema lists what there is")
 
 
 def _of_litestar(error: HTTPException) -> Problem:

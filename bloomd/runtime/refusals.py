@@ -23,7 +23,3 @@ class TaskCancelled(LeaseLost):
 
 class NoWorker(Refusal):
     """No worker can take the task now; it may go later."""
-
-
-class Invalid(Refusal):
-    """The request itself cannot be carried out."""

@@ -56,14 +56,14 @@ async def read(database: Database) -> dict[str, str]:
     return {row.key: row.value for row in await database.rows(_Setting, READ)}
 
 
-async def write(database: Database, values: Mapping[str, str], *, actor: str) -> None:
-    """Store these settings together, audited by their names, and tell every node."""
-    await _write(database, values, actor=actor, audited=True)
+async def write(database: Database, values: Mapping[str, str], *, actor: str, detail: str) -> None:
+    """Store these settings together, audited with a detail that holds no secret, and tell every node."""
+    await _write(database, values, actor=actor, detail=detail, audited=True)
 
 
 async def note(database: Database, values: Mapping[str, str]) -> None:
     """Store what was observed (such as the last test of a connection): no setting, so nobody is told."""
-    await _write(database, values, actor="bloomd", audited=False)
+    await _write(database, values, actor="bloomd", detail=None, audited=False)
 
 
 async def unset(database: Database, keys: list[str], *, actor: str) -> list[str]:
@@ -71,14 +71,16 @@ async def unset(database: Database, keys: list[str], *, actor: str) -> list[str]
     return [row.key for row in await database.rows(_Key, UNSET, keys=keys, actor=actor)]
 
 
-async def _write(database: Database, values: Mapping[str, str], *, actor: str, audited: bool) -> None:
+async def _write(
+    database: Database, values: Mapping[str, str], *, actor: str, detail: str | None, audited: bool
+) -> None:
     await database.rows(
         _Done,
         WRITE,
         keys=list(values),
         values=list(values.values()),
         entity=", ".join(values),
-        detail=None,
+        detail=detail,
         actor=actor,
         audited=audited,
     )

@@ -19,6 +19,7 @@ from bloomd.runtime.refusals import Conflict, NotFound
 FORCE_TRIES = 5
 FORCE_PAUSE = 0.05
 
+# Registering is a sign of life: without a status of its own, a worker that had fallen silent is online again.
 # `xmax = 0` tells an inserted row from an updated one.
 REGISTER = """
 WITH worker AS (
@@ -31,10 +32,11 @@ WITH worker AS (
       FROM bloom_now_ms() AS now_ms
         ON CONFLICT (id) DO UPDATE
        SET url            = coalesce(%(url)s, workers.url),
-           status         = coalesce(%(status)s, workers.status),
+           status         = coalesce(%(status)s, CASE WHEN workers.status IN ('offline', 'unknown') THEN 'online'
+                                                      ELSE workers.status END),
            capabilities   = workers.capabilities || coalesce(%(capabilities)s::jsonb, '{}'),
            last_heartbeat = excluded.last_heartbeat,
-           alive_at       = CASE WHEN coalesce(%(status)s, workers.status) = 'online' THEN excluded.last_heartbeat
+           alive_at       = CASE WHEN coalesce(%(status)s, 'online') = 'online' THEN excluded.last_heartbeat
                                  ELSE workers.alive_at END,
            ip_addrs       = coalesce(%(ip_addrs)s::jsonb, workers.ip_addrs),
            agent_version  = coalesce(%(agent_version)s, workers.agent_version),

@@ -10,6 +10,7 @@ from bloomd_process import Bloomd
 from servers import PostgresServer
 
 EMPTY = """
+UPDATE leases SET status = 'released' WHERE status = 'active';
 TRUNCATE llm_tasks, leases, workers, runtime_artifacts, llm_results, audit_logs, runtime_settings
 """
 

@@ -77,6 +77,7 @@ def test_authentication_comes_before_the_body(daemon, api):
         (b'{"prompt": "\\ud800"}', "application/json", 400),
         (b'{"prompt": "x", "policy": null}', "application/json", 400),
         (b'{"prompt": "x", "not_before": 1e400}', "application/json", 400),
+        (b'{"prompt": "x", "context_id": "' + b"c" * 513 + b'"}', "application/json", 400),
         (b'{"prompt": "x", "unknown": 1}', "application/json; charset=utf-8", 201),
         (b'{"prompt": "x"}', "application/vnd.api+json", 201),
     ],
@@ -149,6 +150,48 @@ def test_health_says_what_clients_read(api):
     assert set(health["membridge"]) == {"consecutiveFailures", "lastSuccess", "lastError", "connected"}
     assert set(health["probes"]) == {"postgresql", "minio", "membridge"}
     assert isinstance(health["uptime"], float)
+
+
+def test_http_2_is_not_spoken(daemon, api):
+    """Through a proxy that passes an Upgrade on, it would be a tunnel round everything the proxy forbids."""
+    upgrade = (
+        b"GET /api/runtime/health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n"
+    )
+    assert b"bloom-runtime" not in raw(daemon, upgrade, wait=1)
+    assert b"bloom-runtime" not in raw(daemon, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", wait=1)
+
+
+def test_an_invented_method_is_no_label(api):
+    api.request("FROBNICATE", "/api/runtime/stats")
+    assert "FROBNICATE" not in api.get("/metrics").text
+
+
+def test_ranges_of_a_content(api, create, register):
+    register()
+    task = create()
+    api.post(f"/api/runtime/llm-tasks/{task['id']}/lease")
+    done = api.post(f"/api/runtime/llm-tasks/{task['id']}/complete", json={"status": "success", "output": "0123456789"})
+    path = f"/api/runtime/artifacts/{done.json()['artifact']['id']}/content"
+    whole = api.get(path)
+    assert (whole.headers["accept-ranges"], whole.headers["content-type"]) == ("bytes", "text/plain; charset=utf-8")
+    for asked, status, text, content_range in (
+        ("bytes=2-4", 206, "234", "bytes 2-4/10"),
+        ("bytes=7-", 206, "789", "bytes 7-9/10"),
+        ("bytes=-3", 206, "789", "bytes 7-9/10"),
+        ("bytes=-99", 206, "0123456789", "bytes 0-9/10"),
+        ("bytes=4-2", 200, "0123456789", None),
+        ("bytes=0-1,4-5", 200, "0123456789", None),
+        ("lines=1-2", 200, "0123456789", None),
+    ):
+        answer = api.get(path, headers={"Range": asked})
+        assert (answer.status_code, answer.text, answer.headers.get("content-range")) == (status, text, content_range)
+    beyond = api.get(path, headers={"Range": "bytes=10-"})
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, "bytes */10")
+    etag = whole.headers["etag"]
+    for known in (etag, f"W/{etag}", f'"x", {etag}', "*"):
+        assert api.get(path, headers={"If-None-Match": known}).status_code == 304
+    assert api.get(path, headers={"Range": "bytes=0-1", "If-Range": '"old"'}).status_code == 200
 
 
 def test_the_proxy_without_a_server(api):

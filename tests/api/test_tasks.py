@@ -93,6 +93,7 @@ def test_refusals(api, create, path, body, status, error):
     assert (answer.status_code, problem["error"]) == (status, error)
     assert answer.headers["content-type"] == "application/problem+json"
     assert problem["detail"] == problem["error"]
+    assert ("retry-after" in answer.headers) is (status == 503)
     assert problem["status"] == status
 
 

@@ -52,6 +52,9 @@ def test_removing_a_worker(api, create, register):
         ({}, "name"),
         ({"name": ""}, "name"),
         ({"name": "x" * 129}, "name"),
+        ({"name": "a/b"}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "w", "url": "http://user:secret@h:1/"}, "url"),
         ({"name": "w", "url": "ftp://x"}, "url"),
         ({"name": "w", "status": "busy"}, "status"),
         ({"name": "w", "capabilities": {"max_concurrency": 0}}, "capabilities.max_concurrency"),
@@ -63,6 +66,13 @@ def test_bad_registrations(api, body, field):
     answer = api.post("/api/runtime/workers", json=body)
     assert answer.status_code == 400
     assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+def test_registering_again_brings_a_silent_worker_back(api, register):
+    register("w1", status="offline")
+    assert register("w1")["status"] == "online"
+    assert register("w1", status="error")["status"] == "error"
+    assert register("w1")["status"] == "error"
 
 
 def test_filters(api, register):

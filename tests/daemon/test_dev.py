@@ -1,6 +1,7 @@
 """`bloomd dev`: everything on one machine by one command, and nothing left of it afterwards."""
 
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -57,6 +58,9 @@ def dev() -> Iterator[Callable[..., Dev]]:
     for each in started:
         if each.process.poll() is None:
             each.end(signal.SIGKILL)
+    for data in {(each.directory / "postgres").resolve() for each in started}:
+        shutil.rmtree(data, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_ctrl_c_stops_everything_and_the_next_start_finds_its_data(dev):

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from bloomd.http.access import caller_of, client_of, guarded, may_read_metrics
+from bloomd.http.access import client_of, guarded, may_read_metrics
 from bloomd.http.limits import Limiter
 from bloomd.http.problems import Problem
 from bloomd.settings.model import Http
@@ -16,20 +16,26 @@ def scope(path="/api/runtime/stats", *, method="GET", client=("127.0.0.1", 4000)
     return {"type": "http", "method": method, "path": path, "headers": encoded, "client": client, "state": {}}
 
 
-async def ask(settings, **kwargs):
-    """The status of the answer (0: let through), and who it was."""
-    answers = []
-    asked = scope(**kwargs)
+async def nothing(scope, receive, send):
+    """Behind the door."""
 
-    async def app(scope, receive, send):
-        answers.append(0)
+
+async def knock(door, asked=None, **kwargs):
+    """The status of the answer; 0: let through."""
+    statuses = [0]
 
     async def send(message):
         if message["type"] == "http.response.start":
-            answers.append(message["status"])
+            statuses.append(message["status"])
 
-    await guarded(app, lambda: settings)(asked, None, send)
-    return answers[0], asked["state"].get("caller")
+    await door(asked or scope(**kwargs), None, send)
+    return statuses[-1]
+
+
+async def ask(settings, **kwargs):
+    """The same for a first request, and who it was."""
+    asked = scope(**kwargs)
+    return await knock(guarded(nothing, lambda: settings), asked), asked["state"]["caller"]
 
 
 WITH_KEY = Http(api_key=KEY)
@@ -91,7 +97,13 @@ async def test_without_a_key_the_host_must_be_known(host, status):
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("http://localhost:5000", 0), ("http://localhost:3000", 403), ("https://evil.example.org", 403), ("null", 403)],
+    [
+        ("http://localhost:5000", 0),
+        ("http://[", 403),
+        ("http://localhost:3000", 403),
+        ("https://evil.example.org", 403),
+        ("null", 403),
+    ],
 )
 async def test_without_a_key_the_origin_must_be_our_own(origin, status):
     assert (await ask(Http(), host="localhost:5000", origin=origin))[0] == status
@@ -100,14 +112,18 @@ async def test_without_a_key_the_origin_must_be_our_own(origin, status):
 @pytest.mark.parametrize(
     ("client", "forwarded", "expected"),
     [
-        (("10.1.1.1", 1), None, ("10.1.1.1", False, False)),
-        (("127.0.0.1", 1), "9.9.9.9", ("9.9.9.9", True, False)),
-        (("127.0.0.1", 1), "6.6.6.6, 9.9.9.9", ("9.9.9.9", True, False)),
-        (("127.0.0.1", 1), "9.9.9.9, 127.0.0.1", ("9.9.9.9", True, False)),
-        (("10.1.1.1", 1), "127.0.0.1", ("10.1.1.1", False, True)),
-        (None, "9.9.9.9", ("9.9.9.9", True, False)),
-        (None, None, ("unix:", False, False)),
-        (("127.0.0.1", 1), "garbage", ("127.0.0.1", False, True)),
+        (("10.1.1.1", 1), None, ("10.1.1.1", False)),
+        (("::ffff:10.1.1.1", 1), None, ("10.1.1.1", False)),
+        (("127.0.0.1", 1), "9.9.9.9", ("9.9.9.9", False)),
+        (("::ffff:127.0.0.1", 1), "9.9.9.9", ("9.9.9.9", False)),
+        (("127.0.0.1", 1), "127.0.0.1", ("127.0.0.1", False)),
+        (("127.0.0.1", 1), "6.6.6.6, 9.9.9.9", ("9.9.9.9", False)),
+        (("127.0.0.1", 1), "9.9.9.9, 127.0.0.1", ("9.9.9.9", False)),
+        (("10.1.1.1", 1), "127.0.0.1", ("10.1.1.1", True)),
+        (None, "9.9.9.9", ("9.9.9.9", False)),
+        (None, None, ("unix:", False)),
+        (("127.0.0.1", 1), "garbage", ("127.0.0.1", True)),
+        (("127.0.0.1", 1), "garbage, 127.0.0.1", ("127.0.0.1", True)),
     ],
 )
 def test_the_client_behind_proxies(client, forwarded, expected):
@@ -121,7 +137,9 @@ def test_the_client_behind_proxies(client, forwarded, expected):
         (("127.0.0.1", 1), None, True),
         (("::ffff:127.0.0.1", 1), None, True),
         (("10.1.1.1", 1), None, False),
+        (("127.0.0.1", 1), "127.0.0.1", True),
         (("127.0.0.1", 1), "9.9.9.9", False),
+        (("127.0.0.1", 1), "garbage", False),
         (("10.1.1.1", 1), "127.0.0.1", False),
         (None, None, False),
         (None, "127.0.0.1", True),
@@ -138,7 +156,8 @@ async def test_who_reads_metrics_without_the_key(client, forwarded, open):
 async def test_the_caller_is_noted():
     _, caller = await ask(WITH_KEY, x_runtime_api_key=KEY)
     assert (caller.client, caller.actor, caller.authenticated) == ("127.0.0.1", "api-key", True)
-    assert caller_of({"state": {"caller": caller}}) == caller
+    _, stranger = await ask(WITH_KEY, path="/api/runtime/health")
+    assert (stranger.actor, stranger.authenticated) == ("anonymous", False)
 
 
 async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
@@ -156,7 +175,8 @@ async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
 
 
 async def test_guessing_is_limited_and_the_right_key_is_not():
-    for _ in range(30):
-        status, _ = await ask(WITH_KEY, client=("7.7.7.7", 1), x_runtime_api_key="guess")
-    assert status == 429
-    assert (await ask(WITH_KEY, client=("7.7.7.7", 1), x_runtime_api_key=KEY))[0] == 0
+    door = guarded(nothing, lambda: WITH_KEY)
+    guesses = [await knock(door, client=("7.7.7.7", 1), x_runtime_api_key="guess") for _ in range(30)]
+    assert (guesses[0], guesses[-1]) == (401, 429)
+    assert await knock(door, client=("7.7.7.7", 1), x_runtime_api_key=KEY) == 0
+    assert await knock(door, client=("8.8.8.8", 1), x_runtime_api_key="guess") == 401

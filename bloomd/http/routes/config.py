@@ -13,7 +13,7 @@ from bloomd.http.problems import FieldError, Problem
 from bloomd.http.requests import Req, actor, caller, node_of
 from bloomd.node import Node
 from bloomd.runtime import stored
-from bloomd.settings import masked, origin
+from bloomd.settings import key_problem, masked, origin, url_problem
 
 # Every setting that the API may make, by the name under which it is stored.
 KEYS = ("membridge_server_url", "admin_key")
@@ -73,7 +73,9 @@ async def change(request: Req) -> Config:
         )
     if key is not None:
         values["admin_key_origin"] = origin(url)
-    await stored.write(node.database, values, actor=actor(request))
+    url_told = f"membridge_server_url {url}" if body.membridge_server_url is not None else ""
+    detail = ", ".join(filter(None, [url_told, "a new admin_key" if key is not None else ""]))
+    await stored.write(node.database, values, actor=actor(request), detail=detail)
     await node.take_stored()
     return await _config(node)
 
@@ -146,21 +148,19 @@ async def _config(node: Node) -> Config:
 
 
 def _checked_url(url: str) -> str:
-    try:
-        origin(url)
-    except ValueError as error:
-        raise _field("membridge_server_url", str(error)) from error
+    if complaint := url_problem(url):
+        raise _field("membridge_server_url", complaint)
     return url.rstrip("/")
 
 
 def _checked_key(key: str) -> str:
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise _field("admin_key", "must be printable ASCII without spaces, and not empty")
+    if complaint := key_problem(key):
+        raise _field("admin_key", complaint)
     return key
 
 
 def _field(field: str, message: str) -> Problem:
-    return Problem(400, f"{field} {message}", type="invalid", errors=[FieldError(field, message)])
+    return Problem(400, f"{field}: {message}", type="invalid", errors=[FieldError(field, message)])
 
 
 HANDLERS = [show, change, unset, test_connection]

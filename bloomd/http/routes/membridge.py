@@ -73,7 +73,10 @@ async def _forward(request: Req, method: str, path: str, body: Any = None) -> Re
     except (Unavailable, Misconfigured) as error:
         raise Problem(502, one_line(error), type="membridge-unavailable") from error
     return Response(
-        answer.body, status_code=answer.status, media_type=answer.content_type or "application/octet-stream"
+        answer.body,
+        status_code=answer.status,
+        media_type=answer.content_type or "application/octet-stream",
+        headers={"content-security-policy": "sandbox"},  # another server's words: no browser shall run them as ours
     )
 
 

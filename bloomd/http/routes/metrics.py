@@ -23,7 +23,7 @@ async def metrics(request: Req) -> Response[str]:
     node = node_of(request)
     stats = await node.recent_stats(DATABASE_SECONDS)
     lines = [*_node(node), *(_queue(stats) if stats else ()), *_requests(request.app.state["counts"])]
-    return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
 def _metric(name: str, kind: str, help: str, samples: dict[str, float]) -> Iterator[str]:
