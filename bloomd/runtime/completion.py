@@ -23,8 +23,7 @@ WITH task AS (
     UPDATE leases
        SET status = CASE %(outcome)s WHEN 'success' THEN 'released' ELSE 'failed' END,
            ended_at = bloom_now_ms(), reason = %(outcome)s
-      FROM task
-     WHERE leases.id = task.lease_id
+     WHERE leases.id = (SELECT lease_id FROM task)
        AND leases.status = 'active'
        AND leases.expires_at > bloom_now_ms()
        AND leases.worker_id = coalesce(%(worker_id)s, leases.worker_id)

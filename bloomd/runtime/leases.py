@@ -37,6 +37,11 @@ WITH task AS (
        AND coalesce(not_before, 0) <= bloom_now_ms()
        AND coalesce(retry_at, 0) <= bloom_now_ms()
        FOR UPDATE
+), holder AS (
+    SELECT held.worker_id
+      FROM leases AS held
+      JOIN task ON held.context_id = task.context_id AND task.context_id <> ''
+     WHERE held.status = 'active'
 ), worker AS (
     SELECT workers.*
       FROM workers, task
@@ -44,10 +49,7 @@ WITH task AS (
                        workers.cordoned OR workers.draining, task.labels)
        AND (%(worker_id)s::varchar IS NULL OR workers.id = %(worker_id)s)
        AND (task.pinned_worker_id IS NULL OR workers.id = task.pinned_worker_id)
-     ORDER BY task.context_id <> '' AND EXISTS (
-                  SELECT FROM leases AS held
-                   WHERE held.context_id = task.context_id AND held.worker_id = workers.id AND held.status = 'active'
-              ) DESC,
+     ORDER BY workers.id IN (SELECT worker_id FROM holder) DESC,
               bloom_capacity(workers.capabilities) - workers.active_leases DESC,
               workers.last_heartbeat DESC NULLS LAST,
               workers.id
@@ -79,7 +81,7 @@ SELECT to_jsonb(lease) AS lease,
 
 HEARTBEAT = """
 WITH task AS (
-    SELECT id, lease_id
+    SELECT id, status, lease_id
       FROM llm_tasks
      WHERE id = %(task_id)s
        AND status IN ('leased', 'running')
@@ -88,8 +90,7 @@ WITH task AS (
 ), lease AS (
     UPDATE leases
        SET last_heartbeat = bloom_now_ms(), expires_at = bloom_now_ms() + ttl_seconds * 1000::bigint
-      FROM task
-     WHERE leases.id = task.lease_id
+     WHERE leases.id = (SELECT lease_id FROM task)
        AND leases.status = 'active'
        AND leases.expires_at > bloom_now_ms()
        AND leases.worker_id = coalesce(%(worker_id)s, leases.worker_id)
@@ -97,8 +98,8 @@ WITH task AS (
 ), moved AS (
     UPDATE llm_tasks
        SET status = 'running', updated_at = lease.last_heartbeat
-      FROM lease
-     WHERE llm_tasks.id = lease.task_id AND llm_tasks.status = 'leased'
+      FROM lease, task
+     WHERE llm_tasks.id = lease.task_id AND task.status = 'leased'
     RETURNING llm_tasks.id, lease.id AS lease_id, lease.last_heartbeat, lease.worker_id
 ), alive AS (
     UPDATE workers
