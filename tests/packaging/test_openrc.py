@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from bloomd_process import BIN
 from tools import require
 
 from bloomd import cli, ctl
-from bloomd.settings.model import Control
+from bloomd.settings.model import Control, Http
+from bloomd.supervisor.trouble import CRASH_BUDGET, CRASH_WINDOW
 
 ROOT = Path(__file__).parents[2]
 SCRIPT, CONFD = ROOT / "openrc" / "bloomd", ROOT / "openrc" / "bloomd.confd"
@@ -56,7 +58,7 @@ def test_the_daemon_takes_the_arguments_it_is_started_with() -> None:
 
 
 def test_every_other_call_of_ours_is_one_that_exists() -> None:
-    checks = re.findall(r"/bloomd' (check --config) ", TEXT)
+    checks = re.findall(r"'\$command' (check --config) ", TEXT)
     assert [cli._parser().parse_args([*check.split(), "f"]).command for check in checks] == [cli._check]
     calls = re.findall(r'/bloomd-ctl" -s "\$BLOOMD_SOCKET" (\w+)', TEXT)
     assert [ctl._parser().parse_args(["-s", "/x", call]).method for call in calls] == ["reload", "ping"]
@@ -83,6 +85,47 @@ def test_the_defaults_are_those_of_the_daemon_and_of_the_configuration_file() ->
     assert f'retry="${{retry:-{shown["retry"]}}}"' in TEXT
 
 
+def test_it_gives_up_when_the_supervisor_of_the_daemon_would() -> None:
+    """One rule for both, so that an operator has to know one."""
+    limits = {name: int(value) for name, value in re.findall(r"^respawn_(max|period)=(\d+)$", TEXT, re.MULTILINE)}
+    assert limits == {"max": CRASH_BUDGET, "period": CRASH_WINDOW}
+
+
+def test_a_stop_waits_longer_than_the_daemon_drains() -> None:
+    [seconds] = re.findall(r"retry:-TERM/(\d+)/KILL/", TEXT)
+    assert int(seconds) > Http().drain_seconds
+
+
 def test_nginx_finds_the_socket_in_the_directory_made_for_it() -> None:
     [path] = re.findall(r"^ +server unix:(.*);$", (ROOT / "nginx" / "bloomd.conf").read_text(), re.MULTILINE)
     assert re.search(rf"checkpath --directory --owner bloomd:bloomd-web --mode 0750 {Path(path).parent} ", TEXT)
+
+
+# What openrc-run gives a script, as far as `checkconfig` asks for it; everybody is the user bloomd here.
+OPENRC = """\
+ebegin() { :; }
+eend() { [ "$1" -eq 0 ] || echo "$2" >&2; return "$1"; }
+eerror() { echo "$*" >&2; }
+ewarn() { echo "$*" >&2; }
+su() { sh -c "$4"; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("programs", "content", "code", "told"),
+    [
+        (BIN, "http: {}\n", 0, ""),
+        (BIN, "http:\n  bnd: []\n", 1, "bloomd.yaml:2:3: unknown key `bnd`"),
+        (Path("/nowhere"), "http: {}\n", 1, "no program /nowhere/bloomd that it may run"),
+    ],
+    ids=["right", "error", "missing"],
+)
+def test_before_a_start_it_says_what_is_wrong(
+    tmp_path: Path, programs: Path, content: str, code: int, told: str
+) -> None:
+    (tmp_path / "bloomd.yaml").write_text(content)
+    (tmp_path / "bloomd.yaml").chmod(0o600)
+    variables = f"RC_SVCNAME=bloomd BLOOMD_BIN={programs} BLOOMD_CONFIG={tmp_path}/bloomd.yaml"
+    done = run(["sh", "-c", f"{OPENRC} {variables}; . {SCRIPT}; checkconfig"])
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
