@@ -69,7 +69,7 @@ def test_it_has_no_option_that_the_program_lacks(page: str, parser: ArgumentPars
     assert {f"-{option}" for option in re.findall(r"\bFl ([\w-]+)", plain(page))} <= known
 
 
-BLOOMD_CODES = {cli.OK, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
+BLOOMD_CODES = {cli.OK, cli.PENDING, cli.USAGE, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
 CTL_CODES = {ctl.OK, ctl.FAILED, ctl.DOWN, ctl.CANNOT_REACH, ctl.NOT_PERMITTED, ctl.USAGE, ctl.INTERRUPTED}
 
 
