@@ -1,7 +1,6 @@
 """A real bloomd behind a real nginx, over the Unix socket, as nginx/bloomd.conf and bloomd(8) have it."""
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +43,6 @@ def site(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
     with Nginx(tmp_path_factory.mktemp("nginx"), through) as nginx, bloomd:
         yield Site(bloomd, nginx)
     postgres_server.drop_database(database)
-    shutil.rmtree(bloomd.directory)
 
 
 def test_health_and_an_authenticated_answer_come_through(site: Site) -> None:
