@@ -56,6 +56,42 @@ SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, moved.status AS tas
 """
 
 
+# A task that says it is leased while no lease is: no statement of ours makes one, but the Node.js runtime does, or a
+# hand in psql, and nobody else would ever look at it again. Only one that has been so for a while: a task that was leased
+# while this statement waited has a lease that its snapshot cannot see, but a new `updated_at`, which it checks anew.
+RESCUE = """
+WITH stranded AS (
+    SELECT llm_tasks.id
+      FROM llm_tasks
+     WHERE status IN ('leased', 'running')
+       AND updated_at < bloom_now_ms() - 10000
+       AND NOT EXISTS (SELECT FROM leases WHERE leases.task_id = llm_tasks.id AND leases.status = 'active')
+     LIMIT %(batch)s
+       FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE llm_tasks
+       SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
+           error_message = 'it was under way without a lease',
+           lease_id      = NULL,
+           worker_id     = NULL,
+           updated_at    = bloom_now_ms()
+      FROM stranded
+     WHERE llm_tasks.id = stranded.id
+    RETURNING llm_tasks.id, llm_tasks.status
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), bloom_now_ms(), 'task.rescued', 'task', id, 'bloomd',
+           'under way without a lease, now ' || status
+      FROM moved
+)
+SELECT id FROM moved
+"""
+
+
+class Rescued(msgspec.Struct, frozen=True):
+    id: str
+
+
 class Expired(msgspec.Struct, frozen=True):
     lease_id: str
     task_id: str
@@ -72,6 +108,11 @@ async def expire(database: Database, *, retry: Retry) -> list[Expired]:
     return await database.rows(
         Expired, EXPIRE, batch=SWEEP_BATCH, worker_id=None, reason="expired", actor="bloomd", **retry.parameters
     )
+
+
+async def rescue(database: Database) -> list[str]:
+    """Free a batch of the tasks that are under way without an active lease; their ids."""
+    return [task.id for task in await database.rows(Rescued, RESCUE, batch=SWEEP_BATCH)]
 
 
 async def end_all_of(

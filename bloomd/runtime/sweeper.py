@@ -58,6 +58,8 @@ class Sweeper:
             ended += len(batch)
             if len(batch) < expiry.SWEEP_BATCH:
                 break
+        for task in await expiry.rescue(self._database):
+            log.warning("task rescued", task=task, reason="it was under way without a lease")
         for worker in await liveness.mark_silent(
             self._database, offline_after=rules.offline_after, mirrored=rules.mirrored
         ):

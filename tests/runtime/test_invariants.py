@@ -246,6 +246,20 @@ async def test_5_an_expired_lease_strands_no_task(db, new_task, new_worker, sql,
     assert "expired" in str((await tasks.one(db, task.id)).error_message)
 
 
+async def test_5_a_task_that_somebody_stranded_is_rescued(db, new_task, new_worker, sql):
+    await new_worker(max_concurrency=3)
+    stranded, working = await new_task(), await new_task()
+    for task in (stranded, working):
+        await leases.lease(db, task.id, actor="test")
+    sql("UPDATE leases SET status = 'expired' WHERE task_id = %s", stranded.id)
+    assert await expiry.rescue(db) == []
+    sql("UPDATE llm_tasks SET updated_at = updated_at - 10001")
+    assert await expiry.rescue(db) == [stranded.id]
+    assert await expiry.rescue(db) == []
+    assert (await tasks.one(db, stranded.id)).status == "queued"
+    assert (await tasks.one(db, working.id)).status == "leased"
+
+
 async def test_6_an_old_lease_never_touches_a_newer_one(db, new_task, new_worker, sql):
     await new_worker(max_concurrency=2)
     task = await new_task()
