@@ -57,8 +57,8 @@ SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, moved.status AS tas
 
 
 # A task that says it is leased while no lease is: no statement of ours makes one, but the Node.js runtime does, or a
-# hand in psql, and nobody else would ever look at it again. Only one that has been so for a while: a task that was leased
-# while this statement waited has a lease that its snapshot cannot see, but a new `updated_at`, which it checks anew.
+# hand in psql, and nobody else would ever look at it again. Only one that has been so for a while: a task that was
+# leased while this statement waited has a lease that its snapshot cannot see, but a new `updated_at`, checked anew.
 RESCUE = """
 WITH stranded AS (
     SELECT llm_tasks.id
