@@ -114,9 +114,9 @@ def test_tables_of_somebody_else_are_refused_in_one_sentence(bloomd, database):
 def test_a_user_without_rights_is_told_what_is_missing(bloomd, postgres_server, database):
     daemon = bloomd()
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("DROP ROLE IF EXISTS weak")
-        connection.execute("CREATE ROLE weak LOGIN")
-    weak = bloomd(database.replace("user=bloomd", "user=weak"), migrate=False)
+        connection.execute("DROP ROLE IF EXISTS powerless")
+        connection.execute("CREATE ROLE powerless LOGIN")
+    weak = bloomd(database.replace("user=bloomd", "user=powerless"), migrate=False)
     refused = weak.run("migrate")
     assert refused.returncode == 78
     assert "must own the tables" in refused.stderr

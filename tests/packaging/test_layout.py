@@ -18,6 +18,7 @@ LAYERS = (
     {"reload"},
     {"http", "control"},
     {"status"},
+    {"verdict"},
     {"node"},
     {"membridge", "probes", "worker"},
     {"objects"},  # the probe of MinIO asks through it
