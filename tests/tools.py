@@ -6,6 +6,8 @@ failure, so that no test is left out without anybody noticing.
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,8 @@ import pytest
 def require(tool: str) -> str:
     """The path of this program. Without it, the test that asks is skipped, or fails under CI."""
     # A developer's PATH often lacks the directories in which Debian keeps servers.
-    path = shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+    ours = str(Path(sys.executable).parent)  # where a wheel may have put it
+    path = shutil.which(tool, path=os.pathsep.join([ours, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if path:
         return path
     reason = f"{tool} is not installed; .ci/run installs it"

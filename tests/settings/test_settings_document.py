@@ -1,12 +1,12 @@
 """The example file and the list of keys: complete, and true."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tools import require
 
 from bloomd.settings.document import example, man
 from bloomd.settings.environment import VARIABLES
@@ -57,18 +57,16 @@ def test_a_default_is_quoted_once():
     assert r"\(oq\(dq" not in man()
 
 
-@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
 def test_the_footer_names_bloomd():
     page = Path(__file__).parents[2] / "man" / "bloomd.yaml.5"
-    run = subprocess.run(["mandoc", "-T", "ascii", page], text=True, capture_output=True, check=True)
+    run = subprocess.run([require("mandoc"), "-T", "ascii", page], text=True, capture_output=True, check=True)
     assert run.stdout.splitlines()[-1].split()[0] == "bloomd"
 
 
-@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
 def test_mandoc_finds_nothing_wrong_in_it():
     page = f".Dd January 1, 2026\n.Dt BLOOMD.YAML 5\n.Os\n.Sh NAME\n.Nm bloomd.yaml\n.Nd x\n.Sh KEYS\n{man()}"
     lint = subprocess.run(
-        ["mandoc", "-T", "lint", "-W", "warning"], input=page, text=True, capture_output=True, check=False
+        [require("mandoc"), "-T", "lint", "-W", "warning"], input=page, text=True, capture_output=True, check=False
     )
     assert lint.stdout == ""
 
