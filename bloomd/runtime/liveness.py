@@ -84,33 +84,13 @@ WITH agent AS (
 SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM changed) AS changed
 """
 
-# Membridge's own workers that nothing vouches for any more: silent, or gone from its list without other sign of life.
-MIRROR_SILENT = """
-WITH quiet AS (
-    SELECT id
-      FROM workers
-     WHERE source = 'membridge'
-       AND (status = 'online' OR status <> 'offline' AND id <> ALL (%(listed)s))
-       AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
-     ORDER BY id
-       FOR UPDATE
-), silent AS (
-    UPDATE workers SET status = 'offline' FROM quiet WHERE workers.id = quiet.id RETURNING workers.id
-), audit AS (
-    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'membridge', 'nothing vouches for it'
-      FROM silent
-)
-SELECT id FROM silent
-"""
-
-# While a Membridge is configured its own workers are the mirror's affair: its outage takes nobody offline.
+# The workers of these sources for which nothing vouches any more: those online, and of a list those not on it either.
 SILENT = """
 WITH quiet AS (
     SELECT id
       FROM workers
-     WHERE status = 'online'
-       AND (source = 'direct' OR NOT %(mirrored)s)
+     WHERE source = ANY (%(sources)s)
+       AND (status = 'online' OR status <> 'offline' AND id <> ALL (%(listed)s::varchar[]))
        AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
      ORDER BY id
        FOR UPDATE
@@ -118,7 +98,7 @@ WITH quiet AS (
     UPDATE workers SET status = 'offline' FROM quiet WHERE workers.id = quiet.id RETURNING workers.id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, 'bloomd', 'silent for too long'
+    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, %(actor)s, 'nothing vouches for it'
       FROM silent
 )
 SELECT id FROM silent
@@ -190,18 +170,35 @@ async def mirror(database: Database, agents: Sequence[msgspec.Struct], *, offlin
     milliseconds = int(offline_after * 1000)
     async with database.transaction() as connection:
         [done] = await rows(connection, Mirrored, MIRROR, {"agents": Jsonb(listed), "offline_after_ms": milliseconds})
-        ids = [agent["id"] for agent in listed]
-        gone = await rows(connection, _Id, MIRROR_SILENT, {"listed": ids, "offline_after_ms": milliseconds})
+        gone = await rows(
+            connection,
+            _Id,
+            SILENT,
+            {
+                "sources": ["membridge"],
+                "listed": [agent["id"] for agent in listed],
+                "offline_after_ms": milliseconds,
+                "actor": "membridge",
+            },
+        )
     return Mirrored(added=done.added, changed=done.changed, offline=len(gone))
 
 
 async def mark_silent(database: Database, *, offline_after: float, mirrored: bool) -> list[str]:
     """Take the workers offline for which nothing has vouched for `offline_after` seconds; their ids.
 
-    `mirrored` says that a Membridge is configured, which then decides about its own workers.
+    `mirrored` says that a Membridge is configured. It then decides about its own workers, so that its outage takes
+    nobody offline.
     """
-    milliseconds = int(offline_after * 1000)
-    return [row.id for row in await database.rows(_Id, SILENT, offline_after_ms=milliseconds, mirrored=mirrored)]
+    silent = await database.rows(
+        _Id,
+        SILENT,
+        sources=["direct"] if mirrored else ["direct", "membridge"],
+        listed=None,
+        offline_after_ms=int(offline_after * 1000),
+        actor="bloomd",
+    )
+    return [worker.id for worker in silent]
 
 
 async def with_url(database: Database) -> list[Target]:
