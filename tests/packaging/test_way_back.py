@@ -1,18 +1,14 @@
 """What bloomd(8) says under "The way back": the Node.js runtime on the database that `bloomd migrate` has left."""
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from subprocess import DEVNULL
 
 import psycopg
 import pytest
 from bloomd_process import BIN
 from psycopg import errors
-
-PAGE = (Path(__file__).parents[2] / "man" / "bloomd.8").read_text()
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -97,14 +93,3 @@ def test_its_faults_are_refused(old: Connection) -> None:
     for wrong in ("status = 'paused'", "policy = '{}'", "context_hints = '[1]'", "prompt = NULL"):
         with pytest.raises(errors.IntegrityError):
             old.execute(f"UPDATE llm_tasks SET {wrong} WHERE id = 't2'".encode())
-
-
-def test_what_it_strands_is_freed_by_the_statement_of_the_page(old: Connection) -> None:
-    lease(old, "l1", "t1")
-    old.execute("UPDATE llm_tasks SET status = 'running' WHERE id = 't1'")
-    old.execute("UPDATE leases SET status = 'expired' WHERE id = 'l1'")
-    lease(old, "l2", "t2")
-    [statement] = re.findall(r"^(UPDATE llm_tasks.*?;)$", PAGE, re.MULTILINE | re.DOTALL)
-    old.execute(statement.encode())
-    found = old.execute("SELECT id, status, lease_id FROM llm_tasks ORDER BY id").fetchall()
-    assert found == [("t1", "queued", None), ("t2", "leased", "l2")]
