@@ -53,6 +53,7 @@ def judge(
 ) -> list[Reason]:
     """Name causes, not what follows from them: a service that waits for another one is only counted."""
     troubled = {each.name: each for each in services if each.state is not State.RUNNING}
+    troubled = {name: each for name, each in troubled.items() if name.rpartition("/")[0] not in troubled}
     waiting = [each for each in troubled.values() if "database" in troubled and _waits_for_database(each)]
     found = [_of_service(each, config_option) for each in troubled.values() if each not in waiting]
     if waiting:
