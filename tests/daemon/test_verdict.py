@@ -26,9 +26,9 @@ def services(**states):
     return found
 
 
-def judged(probes=(), **rest):
+def judged(watched=(), /, **rest):
     states = {name: rest.pop(name) for name in list(rest) if name not in ("lag", "last_reload", "config_option")}
-    found = judge(services(**states), probes, **rest)
+    found = judge(services(**states), watched, **rest)
     return verdict(found), [reason.text for reason in found], next((each.next for each in found if each.next), None)
 
 
