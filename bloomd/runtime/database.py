@@ -31,6 +31,10 @@ class Database:
         self._away = away
         self._limit = 0.0
         self._under_way: set[trio.CancelScope] = set()
+        self.on_change: Callable[[], None] = _nobody
+        """Called after each change that has been committed: there are new entries in the audit trail."""
+        self.on_offer: Callable[[], None] = _nobody
+        """Called when a task can be claimed that could not be claimed before, or by somebody who could not."""
         self.doubted = trio.Event()
         """Set when a statement could not be run: a reason to look whether the server is still there."""
         self.schema: int | None = None
@@ -74,6 +78,13 @@ class Database:
         """The first row that one statement gives, or None."""
         found = await self.rows(struct, query, **parameters)
         return found[0] if found else None
+
+    async def change(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
+        """The rows that one statement has changed; when there are any, whoever follows the changes is told."""
+        changed = await self.rows(struct, query, **parameters)
+        if changed:
+            self.on_change()
+        return changed
 
     async def listing(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
         """The same for a list with optional filters, planned anew for these very values.
@@ -132,6 +143,10 @@ class Database:
         if self._pool is None:
             raise Unavailable(self._away)
         return self._pool
+
+
+def _nobody() -> None:
+    """Who is told while nobody follows the changes."""
 
 
 async def rows(
