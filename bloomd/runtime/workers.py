@@ -70,6 +70,25 @@ SELECT *
  LIMIT %(limit)s
 """
 
+# Whether a worker gets new leases is its operator's decision. Says what is so already: nothing happens.
+HOLD_BACK = """
+WITH before AS (
+    SELECT id, cordoned, draining FROM workers WHERE id = %(id)s FOR UPDATE
+), worker AS (
+    UPDATE workers
+       SET cordoned = %(cordoned)s, draining = %(draining)s
+      FROM before
+     WHERE workers.id = before.id
+       AND (before.cordoned, before.draining) IS DISTINCT FROM (%(cordoned)s, %(draining)s)
+    RETURNING workers.*
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), bloom_now_ms(), %(action)s, 'worker', id, %(actor)s, 'it holds ' || active_leases || ' leases'
+      FROM worker
+)
+SELECT * FROM worker
+"""
+
 # The worker goes only when it holds nothing: `active_leases` is checked on the locked row.
 REMOVE = """
 WITH worker AS (
@@ -135,6 +154,42 @@ async def active_leases(database: Database, id: str) -> list[Lease]:
 async def listing(database: Database, page: Page, *, status: str | None = None) -> list[Worker]:
     """A page of workers, the latest registered first."""
     return await database.listing(Worker, LIST, status=status, at=page.at, before=page.id, limit=page.limit)
+
+
+async def cordon(database: Database, id: str, *, actor: str) -> Worker:
+    """Give the worker no new leases until `uncordon`; what it holds goes on.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    return await _hold_back(database, id, "worker.cordoned", cordoned=True, draining=False, actor=actor)
+
+
+async def drain(database: Database, id: str, *, actor: str) -> Worker:
+    """The same with the intention to take it away: it is empty when `active_leases` is 0.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    return await _hold_back(database, id, "worker.draining", cordoned=False, draining=True, actor=actor)
+
+
+async def uncordon(database: Database, id: str, *, actor: str) -> Worker:
+    """Give the worker leases again, whether it was cordoned or draining.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    worker = await _hold_back(database, id, "worker.uncordoned", cordoned=False, draining=False, actor=actor)
+    database.on_offer()
+    return worker
+
+
+async def _hold_back(database: Database, id: str, action: str, *, cordoned: bool, draining: bool, actor: str) -> Worker:
+    changed = await database.change(
+        Worker, HOLD_BACK, id=id, cordoned=cordoned, draining=draining, action=action, actor=actor
+    )
+    return changed[0] if changed else await one(database, id)
 
 
 async def remove(database: Database, id: str, *, force: Retry | None = None, actor: str) -> None:

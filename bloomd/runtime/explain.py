@@ -1,0 +1,231 @@
+"""Why a task does not run: every reason there is, by the same predicate by which workers are chosen (`bloom_misfit`).
+
+The database gives the facts, in one statement; what they mean is decided here, on plain values.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from bloomd.runtime.database import Database
+from bloomd.runtime.model import Task
+from bloomd.runtime.refusals import NotFound
+
+# The workers are counted by what keeps them from this task, not counting its pin; `pin` is the one it is pinned to.
+FACTS = """
+SELECT to_jsonb(task)                              AS task,
+       bloom_now_ms()                              AS now_ms,
+       NOT bloom_queue_is_open()                   AS paused,
+       (SELECT until FROM queue_state)             AS paused_until,
+       (SELECT reason FROM queue_state)            AS paused_reason,
+       (SELECT coalesce(jsonb_object_agg(misfit, number), '{}')
+          FROM (SELECT coalesce(bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases,
+                                             workers.cordoned, workers.draining, NULL, task.labels), 'fits') AS misfit,
+                       count(*) AS number
+                  FROM workers
+                 GROUP BY misfit) AS each)         AS workers,
+       (SELECT jsonb_build_object('status', status, 'held', active_leases, 'capacity', bloom_capacity(capabilities),
+                                  'misfit', bloom_misfit(id, status, capabilities, active_leases, cordoned, draining,
+                                                         NULL, task.labels))
+          FROM workers
+         WHERE id = task.pinned_worker_id)         AS pin,
+       (SELECT coalesce(jsonb_agg(label), '[]')
+          FROM jsonb_array_elements_text(task.labels) AS label
+         WHERE NOT EXISTS (SELECT FROM workers
+                            WHERE status = 'online' AND capabilities -> 'labels' @> to_jsonb(label))) AS missing_labels,
+       (SELECT to_jsonb(held)
+          FROM leases AS held
+         WHERE held.status = 'active' AND held.context_id = task.context_id AND task.context_id <> ''
+         LIMIT 1)                                  AS same_context,
+       (SELECT bool_and(coalesce(capabilities -> 'sessions' = 'true'::jsonb, false))
+          FROM workers
+         WHERE bloom_misfit(id, status, capabilities, active_leases, cordoned, draining, task.pinned_worker_id,
+                            task.labels) IS NULL)  AS only_serial_workers
+  FROM llm_tasks AS task
+ WHERE id = %(id)s
+"""
+
+
+class Reason(msgspec.Struct, frozen=True):
+    code: str
+    sentence: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    status: str
+    reasons: list[Reason]
+
+
+class Pin(msgspec.Struct, frozen=True):
+    status: str
+    held: int
+    capacity: int
+    misfit: str | None
+
+
+class SameContext(msgspec.Struct, frozen=True):
+    worker_id: str
+    task_id: str
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What there is to know about a task and those who could take it."""
+
+    task: Task
+    now_ms: int
+    paused: bool
+    paused_until: int | None
+    paused_reason: str | None
+    workers: dict[str, int]
+    pin: Pin | None
+    missing_labels: list[str]
+    same_context: SameContext | None
+    only_serial_workers: bool | None
+
+
+async def explain(database: Database, task_id: str) -> Explanation:
+    """Why the task does not run, or what it does instead.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    if facts := await database.row(Facts, FACTS, id=task_id):
+        return Explanation(
+            facts.task.status, list(_queued(facts) if facts.task.status == "queued" else _other(facts.task))
+        )
+    raise NotFound("Task not found")
+
+
+def _queued(facts: Facts) -> Iterator[Reason]:
+    found = [*_of_the_queue(facts), *_of_time(facts), *_of_workers(facts)]
+    if not found and (held := facts.same_context) and facts.only_serial_workers:
+        found.append(
+            Reason(
+                "context-turn",
+                f"It waits for its turn: task {held.task_id} of the same context is under way on worker "
+                f"{held.worker_id}, and the workers that could take it run the tasks of a context one at a time.",
+            )
+        )
+    if not found:
+        number = 1 if facts.pin else facts.workers["fits"]
+        takers = f"worker {facts.task.pinned_worker_id}" if facts.pin else _count(number, "worker")
+        found.append(Reason("claimable", f"Nothing keeps it: {takers} could take it, and will when asking for work."))
+    yield from found
+
+
+def _of_the_queue(facts: Facts) -> Iterator[Reason]:
+    if facts.paused:
+        until = f" until {_time(facts.paused_until)}" if facts.paused_until else ""
+        reason = f": {facts.paused_reason}" if facts.paused_reason else ""
+        yield Reason("queue-paused", f"The queue is paused{until}{reason}.")
+
+
+def _of_time(facts: Facts) -> Iterator[Reason]:
+    task = facts.task
+    if (task.not_before or 0) > facts.now_ms:
+        yield Reason("not-before", f"It may not start before {_time(task.not_before)}.")
+    if (task.retry_at or 0) > facts.now_ms:
+        why = f": {task.error_message}" if task.error_message else ""
+        yield Reason(
+            "retry-delay",
+            f"Attempt {task.attempts} of {task.max_attempts} did not succeed{why}; "
+            f"the next may start at {_time(task.retry_at)}.",
+        )
+
+
+def _of_workers(facts: Facts) -> Iterator[Reason]:
+    if facts.task.pinned_worker_id is not None:
+        yield from _of_pin(facts, facts.task.pinned_worker_id)
+        return
+    number = facts.workers.get
+    if number("fits"):
+        return
+    known = sum(facts.workers.values())
+    online = known - number("offline", 0)
+    if not known:
+        yield Reason("no-worker", "No worker is known; register one.")
+    elif not online:
+        yield Reason("no-worker-online", f"No worker is online ({_count(known, 'worker')} known).")
+    able = online - number("no-claude", 0) - number("no-label", 0)
+    if online and not able:
+        if number("no-label"):
+            yield _no_label(facts, number("no-label", 0))
+        else:
+            yield Reason("no-claude", f"None of the {online} online workers has the Claude CLI.")
+    for misfit in ("draining", "cordoned", "full"):
+        if count := number(misfit):
+            whose = (
+                f"All {count} suitable workers are"
+                if count == able > 1
+                else (
+                    "The only suitable worker is"
+                    if able == 1
+                    else f"Of the {able} suitable workers {count} {'is' if count == 1 else 'are'}"
+                )
+            )
+            yield Reason(f"workers-{misfit}", f"{whose} {misfit}.")
+
+
+def _of_pin(facts: Facts, name: str) -> Iterator[Reason]:
+    pin = facts.pin
+    if pin is None:
+        yield Reason("pinned-worker-away", f"It is pinned to worker {name}, which is not known.")
+        return
+    match pin.misfit:
+        case None:
+            return
+        case "offline":
+            yield Reason("pinned-worker-away", f"It is pinned to worker {name}, which is {pin.status}, not online.")
+        case "no-claude":
+            yield Reason("no-claude", f"It is pinned to worker {name}, which does not have the Claude CLI.")
+        case "no-label":
+            labels = ", ".join(facts.task.labels)
+            yield Reason("no-label", f"It is pinned to worker {name}, which does not have all of its labels: {labels}.")
+        case "full":
+            yield Reason(
+                "workers-full",
+                f"It is pinned to worker {name}, which is full: it holds {pin.held} of {_count(pin.capacity, 'lease')}.",
+            )
+        case misfit:
+            yield Reason(f"workers-{misfit}", f"It is pinned to worker {name}, which is {misfit}.")
+
+
+def _no_label(facts: Facts, number: int) -> Reason:
+    online = f"{number} online workers" if number > 1 else "only online worker"
+    if missing := facts.missing_labels:
+        labels = f"label {missing[0]}" if len(missing) == 1 else f"labels {', '.join(missing)}"
+        return Reason("no-label", f"{'None of the' if number > 1 else 'Not even the'} {online} has the {labels}.")
+    return Reason(
+        "no-label",
+        f"{'None of the' if number > 1 else 'Not even the'} {online} has all of its labels: {', '.join(facts.task.labels)}.",
+    )
+
+
+def _other(task: Task) -> Iterator[Reason]:
+    last = f": {task.error_message}" if task.error_message else ""
+    match task.status:
+        case "leased":
+            sentence = f"It is leased to worker {task.worker_id}, which has not shown yet that it works on it."
+        case "running":
+            sentence = f"It runs on worker {task.worker_id}, attempt {task.attempts} of {task.max_attempts}."
+        case "completed":
+            sentence = f"It was completed at {_time(task.updated_at)}."
+        case "failed":
+            sentence = f"It failed at {_time(task.updated_at)}{last}. Requeue it to try again."
+        case "dead":
+            sentence = (
+                f"Its {_count(task.attempts, 'attempt')} did not succeed, the last one{last}. Requeue it to try again."
+            )
+        case _:
+            sentence = f"It was cancelled at {_time(task.updated_at)}. Requeue it to run it after all."
+    yield Reason(task.status, sentence)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _time(epoch_ms: Any) -> str:
+    return f"{datetime.fromtimestamp(epoch_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
