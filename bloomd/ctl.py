@@ -13,7 +13,7 @@ import time
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from bloomd import __version__
-from bloomd.control import render
+from bloomd.control import layout, render
 from bloomd.control.client import CannotReach, Client, ControlFailure, NotPermitted
 
 TYPE_CHECKING = False  # importing typing would cost as much as a call takes
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _follow(options) if options.follow else _once(options)
         sys.stdout.flush()
     except ControlFailure as failure:
-        print(f"bloomd-ctl: {render.printable(str(failure))}", file=sys.stderr)
+        print(f"bloomd-ctl: {layout.printable(str(failure))}", file=sys.stderr)
         return _code_of(failure)
     except BrokenPipeError:  # `| head` has seen enough; the interpreter must not find that out again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +75,7 @@ def _once(options: Namespace) -> int:
     if options.output == "json":
         print(json.dumps(answer, indent=2))
     else:
-        print(_text(options.show(render.printable(answer), _look())))
+        print(_text(options.show(layout.printable(answer), _look())))
     return options.judge(answer)
 
 
@@ -90,7 +90,7 @@ def _follow(options: Namespace) -> NoReturn:
         while True:
             lines = _picture(options)
             if draws:
-                print(CLEAR + _text(render.cropped(lines, *_size())), end="", flush=True)
+                print(CLEAR + _text(layout.cropped(lines, *_size())), end="", flush=True)
             else:
                 print(_text(lines), flush=True)
             time.sleep(FOLLOW_SECONDS)
@@ -108,7 +108,7 @@ def _picture(options: Namespace) -> list[str]:
         show = render.failure
     if options.output == "json":
         return [json.dumps(answer)]
-    return list(show(render.printable(answer), _look(time.strftime("%H:%M:%S  "))))
+    return list(show(layout.printable(answer), _look(time.strftime("%H:%M:%S  "))))
 
 
 def _call(options: Namespace) -> Any:
@@ -122,9 +122,9 @@ def _call(options: Namespace) -> Any:
     return answer
 
 
-def _look(stamp: str = "") -> render.Look:
+def _look(stamp: str = "") -> layout.Look:
     colour = _is_terminal() and not os.environ.get("NO_COLOR")
-    return render.Look(time.time(), min(_size().columns, MAX_WIDTH), colour, stamp)
+    return layout.Look(time.time(), min(_size().columns, MAX_WIDTH), colour, stamp)
 
 
 def _is_terminal() -> bool:

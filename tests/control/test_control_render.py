@@ -4,7 +4,7 @@ import pytest
 from control_answers import BAD, GOOD, NOW, probe, service
 
 from bloomd.control import render
-from bloomd.control.render import Look, duration, printable
+from bloomd.control.layout import Look, cropped, duration, printable
 
 
 def lines(show, answer, **look) -> list[str]:
@@ -136,12 +136,12 @@ def test_what_does_not_fit_beside_a_row_goes_below_it() -> None:
 def test_a_picture_has_its_time_and_is_cropped_at_the_bottom() -> None:
     stamped = lines(render.status, BAD, stamp="12:34:56  ")
     assert stamped[0] == "12:34:56  down: PostgreSQL is away; sync is waiting"
-    assert render.cropped(stamped, height=len(stamped), width=100) == stamped
-    assert render.cropped(stamped, height=4, width=100) == [
+    assert cropped(stamped, height=len(stamped), width=100) == stamped
+    assert cropped(stamped, height=4, width=100) == [
         *stamped[:3],
         f"… {len(stamped) - 3} more lines: make the window larger, or use status without -w",
     ]
-    assert render.cropped(stamped, height=len(stamped) - 1, width=14)[-1] == "… 2 more lines"
+    assert cropped(stamped, height=len(stamped) - 1, width=14)[-1] == "… 2 more lines"
 
 
 def test_a_failure_is_wrapped() -> None:

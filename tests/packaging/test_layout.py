@@ -33,6 +33,7 @@ CLIENT = {
     "bloomd.ctl",
     "bloomd.control.client",
     "bloomd.control.codes",
+    "bloomd.control.layout",
     "bloomd.control.render",
     "bloomd.control.answers",
 }
