@@ -35,6 +35,7 @@ CLIENT = {
     "bloomd.control.codes",
     "bloomd.control.layout",
     "bloomd.control.render",
+    "bloomd.control.until",
     "bloomd.control.answers",
 }
 
