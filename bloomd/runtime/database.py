@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow, dict_row
 
 from bloomd.errors import Unavailable, one_line
 from bloomd.postgres import Connection, Pool
+from bloomd.runtime.meters import Meters
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 Answer = TypeVar("Answer")
@@ -39,6 +40,8 @@ class Database:
         """Set when a statement could not be run: a reason to look whether the server is still there."""
         self.schema: int | None = None
         """The version of the schema, as it was found when the database was opened last."""
+        self.meters = Meters()
+        """What was done through here since the start, for Prometheus."""
 
     def __repr__(self) -> str:
         return f"<Database {self._pool or self._away}>"
