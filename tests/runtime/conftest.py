@@ -91,3 +91,10 @@ def shift_clock(sql: Callable[..., Any]) -> Callable[[int], None]:
         )
 
     return shift
+
+
+@pytest.fixture
+def epoch(sql: Callable[..., Any]) -> int:
+    """The epoch of a leader whose time does not end, wherever the clock is shifted to."""
+    sql("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 1, 0, 253402300799000)")
+    return 1
