@@ -10,7 +10,7 @@ import msgspec
 import structlog
 import trio
 
-from bloomd.control.server import Call
+from bloomd.control.server import SUCCESS, Call, Method
 from bloomd.errors import Unavailable
 from bloomd.runtime import audit
 from bloomd.runtime.database import Database
@@ -37,12 +37,14 @@ class ControlAudit:
         self._database = database
         self._send, self._receive = trio.open_memory_channel[_Entry](BACKLOG)
 
-    def called(self, call: Call, method: str, params: Mapping[str, Any], outcome: str) -> None:
-        """Note a call that changes something, or tried to."""
+    def called(self, call: Call, method: Method[Any], params: Mapping[str, Any], outcome: str) -> None:
+        """Note a call that changes something, or tried to; unless the change itself has left its entry."""
         told = msgspec.json.encode(params).decode() if params else ""
-        log.info("control", method=method, user=call.user, outcome=outcome, params=told[:DETAIL_LIMIT])
+        log.info("control", method=method.name, user=call.user, outcome=outcome, params=told[:DETAIL_LIMIT])
+        if method.leaves_trace and outcome == SUCCESS:
+            return
         name = params.get("name")
-        self.note(method, name if isinstance(name, str) else "", call.user, f"{outcome} {told}".strip())
+        self.note(method.name, name if isinstance(name, str) else "", call.user, f"{outcome} {told}".strip())
 
     def note(self, method: str, subject: str, actor: str, detail: str) -> None:
         """Note anything else that was done to the daemon. Never waits."""

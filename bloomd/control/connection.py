@@ -6,9 +6,9 @@
                                          │          ▲
                                          └─ notify ─┘
 
-Both queues are bounded. A client that asks faster than it is answered is read no further until it is; a client that
-does not read what it is sent is dropped, at once when a notification finds the queue full (whoever publishes is never
-held up), else when one line could not be written in `WRITE_SECONDS`.
+Both queues are bounded. A client that asks faster than it is answered is read no further until it is; one that is
+notified of more than it reads holds up the method that notifies it, and nobody else. A client that does not read what
+it is sent is dropped when one line could not be written in `WRITE_SECONDS`.
 
 A client that goes away cancels the call that runs for it (with a full queue of requests that is noticed only when an
 answer cannot be written). One that only says that it will ask no more (`... | nc -U`) still gets its answers.
@@ -30,8 +30,8 @@ log = structlog.stdlib.get_logger(__name__)
 LINE_SECONDS = 10.0
 # A reader that makes no room in the kernel's buffer for this long has hung, or was stopped.
 WRITE_SECONDS = 10.0
-# Lines that may wait to be written: more than the supervisor publishes in one go when everything is restarted.
-UNSENT_LINES = 256
+# Lines that may wait to be written, so that a method need not wait for the client before it makes the next.
+UNSENT_LINES = 16
 # Requests that may wait for their turn, so that a client need not wait for one answer before it sends the next. They
 # are few, because each may have come in a line of a mebibyte.
 UNANSWERED_REQUESTS = 4
@@ -60,14 +60,9 @@ class Connection:
                 await self._write()
                 nursery.cancel_scope.cancel()
 
-    def notify(self, method: str, params: object) -> None:
-        """Send a notification some time; never waits and never raises because of the client."""
-        try:
-            self._lines_in.send_nowait(encode_notification(method, params))
-        except trio.WouldBlock:
-            self._drop("it does not read its notifications")
-        except trio.ClosedResourceError:
-            pass  # the last answer is on its way out
+    async def notify(self, method: str, params: object) -> None:
+        """Send a notification, as soon as there is room for it. For a method while it runs."""
+        await self._lines_in.send(encode_notification(method, params))
 
     def _drop(self, reason: str) -> None:
         log.info("control client dropped", reason=reason)

@@ -9,7 +9,7 @@
                                                  ◀──    {"jsonrpc":"2.0","id":2,"error":{"code":-32601,"message":"..."}}
 
 Before its result a method may send notifications, which are messages with a `method` and no `id`: that is how a client
-will subscribe to something. No method does so yet.
+subscribes to something.
 
 A line ends with LF (CRLF is tolerated) and has at most `MAX_LINE` bytes before it. JSON is never split over lines, so a
 line is a frame: garbage costs its sender one error, and the next line is read as if nothing had happened.

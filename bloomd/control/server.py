@@ -4,6 +4,7 @@ A method is a coroutine with a name. It gets its parameters as a Struct, already
 
 ================================  ==========================================================================
 `ControlError`, `Misconfigured`  the caller can do something about it: its text is the answer
+`Refusal`                         the rules say no: its text is the answer
 `Unavailable`                     something is away: its text is the answer, with a code that says "try later"
 anything else                     a bug of ours: logged with its traceback, and the client learns nothing but that
 ================================  ==========================================================================
@@ -35,6 +36,7 @@ from bloomd.control.connection import Connection
 from bloomd.control.peer import Peer, may_command, peer_of
 from bloomd.control.protocol import Request, encode_error, encode_result
 from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.runtime.refusals import Refusal
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,8 +59,8 @@ class Call:
     """One call while it runs: who made it, and the way to send more than its result."""
 
     peer: Peer
-    notify: Callable[[str, object], None]
-    """Sends a notification to this client; never waits. A client that does not read them is dropped."""
+    notify: Callable[[str, object], Awaitable[None]]
+    """Sends a notification to this client; waits for one that reads slowly. One that does not read is dropped."""
 
     @property
     def user(self) -> str:
@@ -83,12 +85,16 @@ class Method(Generic[P]):
     """Forbid unknown fields in it, and a misspelt parameter is an error that names it."""
     mutating: bool = False
     """Whether each call, also a refused or failed one, is audited."""
+    leaves_trace: bool = False
+    """Whether what it changes writes its own audit entry, with the caller as its actor: success is not told twice."""
     public: bool = False
     """Whether those may call it, too, who may do nothing else."""
 
 
-Audit = Callable[[Call, str, Mapping[str, Any], str], None]
-"""Told the call, its method, its parameters and its outcome: "ok", or the error in one line. It must not wait."""
+SUCCESS = "ok"
+
+Audit = Callable[[Call, Method[Any], Mapping[str, Any], str], None]
+"""Told the call, its method, its parameters and its outcome: `SUCCESS`, or the error in one line. It must not wait."""
 
 
 class ControlServer:
@@ -134,7 +140,7 @@ class ControlServer:
             code, message = error.code, str(error)
         except Unavailable as error:
             code, message = UNAVAILABLE, str(error)
-        except Misconfigured as error:
+        except (Misconfigured, Refusal) as error:
             code, message = FAILED, str(error)
         except Exception:
             log.exception("control method failed", method=request.method, user=call.user)
@@ -153,14 +159,14 @@ class ControlServer:
         try:
             self._permit(method, call)
             result = await method.run(_checked(method, request.params), call)
-            outcome = "ok"
+            outcome = SUCCESS
             return result
         except Exception as error:
             outcome = one_line(error)
             raise
         finally:
             if method.mutating:
-                self._audit(call, method.name, request.params, outcome)
+                self._audit(call, method, request.params, outcome)
 
     def _permit(self, method: Method[Any], call: Call) -> None:
         if method.public or may_command(call.peer, self._group, self._own_uid):

@@ -12,6 +12,7 @@ import trio
 from bloomd.control.listener import Listener, bind, unbind
 from bloomd.control.server import Call, ControlError, ControlServer, Method, NoParams
 from bloomd.errors import Misconfigured, Unavailable
+from bloomd.runtime.refusals import NotFound
 
 
 class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,11 +49,12 @@ class Daemon:
             Method("unencodable", self._unencodable, NoParams),
             Method("away", self._away, NoParams),
             Method("wrong", self._wrong, NoParams),
+            Method("refuse", self._refuse, NoParams),
         ]
         self.server = ControlServer(methods, group=group, audit=self._audit, own_uid=own_uid)
 
-    def _audit(self, call: Call, method: str, params: Mapping[str, Any], outcome: str) -> None:
-        self.audited.append((call.user, method, params, outcome))
+    def _audit(self, call: Call, method: Method[Any], params: Mapping[str, Any], outcome: str) -> None:
+        self.audited.append((call.user, method.name, params, outcome))
 
     async def _ping(self, params: NoParams, call: Call) -> object:
         return {"pong": True, "user": call.user}
@@ -74,9 +76,7 @@ class Daemon:
     async def _events(self, params: Count, call: Call) -> object:
         self.subscribed.set()
         for number in range(params.count):
-            call.notify("event", {"number": number, "text": "x" * params.size})
-            if number % 100 == 0:
-                await trio.lowlevel.checkpoint()
+            await call.notify("event", {"number": number, "text": "x" * params.size})
         return "end"
 
     async def _large(self, params: Count, call: Call) -> object:
@@ -93,6 +93,9 @@ class Daemon:
 
     async def _wrong(self, params: NoParams, call: Call) -> object:
         raise Misconfigured("the password for bloom is wrong")
+
+    async def _refuse(self, params: NoParams, call: Call) -> object:
+        raise NotFound("Task not found")
 
     async def connect(self) -> "Talker":
         return Talker(await trio.open_unix_socket(self.path))
