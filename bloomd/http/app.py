@@ -10,7 +10,8 @@ from bloomd import __version__
 from bloomd.http.access import guarded
 from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.bodies import bounded
-from bloomd.http.observe import RequestCounts, observed
+from bloomd.http.latency import Latency
+from bloomd.http.observe import observed
 from bloomd.http.problems import answer
 from bloomd.http.routes import artifacts, audit, config, health, leases, membridge, metrics, schema, tasks, workers
 from bloomd.node import Node
@@ -20,10 +21,10 @@ RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, membridge
 
 def create_app(node: Node) -> App:
     """The whole HTTP side of a node. It reads the node's settings anew for every request."""
-    counts = RequestCounts()
-    routes = cast("App", litestar(node, counts))
+    latency = Latency()
+    routes = cast("App", litestar(node, latency))
     bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
-    requests = observed(guarded(bounded_routes, lambda: node.settings.http), counts)
+    requests = observed(guarded(bounded_routes, lambda: node.settings.http), latency)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await (requests(scope, receive, send) if scope["type"] == "http" else _refuse(scope["type"], receive, send))
@@ -46,7 +47,7 @@ async def _refuse(type: str, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def litestar(node: Node, counts: RequestCounts) -> Litestar:
+def litestar(node: Node, latency: Latency) -> Litestar:
     app = Litestar(
         [handler for resource in RESOURCES for handler in resource.HANDLERS],
         exception_handlers={Exception: answer},
@@ -55,6 +56,6 @@ def litestar(node: Node, counts: RequestCounts) -> Litestar:
         ),
         logging_config=None,
     )
-    app.state.update({"node": node, "counts": counts, "public_test": config.PublicTest()})
+    app.state.update({"node": node, "latency": latency, "public_test": config.PublicTest()})
     app.state["openapi"] = schema.describe(app)
     return app

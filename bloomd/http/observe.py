@@ -2,12 +2,12 @@
 
 import re
 import uuid
-from collections import defaultdict
 
 import structlog
 import trio
 
 from bloomd.http.asgi import App, Message, Receive, Scope, Send
+from bloomd.http.latency import Latency
 from bloomd.http.problems import Problem, problem_of
 
 log = structlog.stdlib.get_logger(__name__)
@@ -24,21 +24,7 @@ _HEADERS = [
 ]
 
 
-class RequestCounts:
-    """Requests by route and status, for /metrics."""
-
-    def __init__(self) -> None:
-        self.requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        """By method, route and status."""
-        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
-        """By method and route."""
-
-    def add(self, method: str, route: str, status: int, seconds: float) -> None:
-        self.requests[method, route, status] += 1
-        self.seconds[method, route] += seconds
-
-
-def observed(app: App, counts: RequestCounts) -> App:
+def observed(app: App, latency: Latency) -> App:
     """Give each request its id, count and log it, and answer what nothing else has answered."""
 
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +64,7 @@ def observed(app: App, counts: RequestCounts) -> App:
                 await problem.send(annotated)
             finally:
                 seconds = trio.current_time() - began
-                counts.add(method, _route(scope), status, seconds)
+                latency.add(method, _route(scope), status, seconds)
                 note = log.info if status >= 400 else log.debug
                 note(
                     "request",

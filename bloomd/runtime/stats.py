@@ -20,6 +20,7 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
        (SELECT count(*) FROM workers WHERE status = 'online')                                  AS workers_online,
        (SELECT coalesce(sum(bloom_capacity(capabilities)), 0)
           FROM workers WHERE status = 'online')                                                AS capacity,
+       NOT bloom_queue_is_open()                                                               AS paused,
        bloom_now_ms()                                                                          AS at
 """
 
@@ -39,6 +40,8 @@ class Stats(msgspec.Struct, frozen=True):
     workers_online: int
     capacity: int
     """Leases that the online workers may hold together."""
+    paused: bool
+    """Whether the queue hands out nothing at the moment."""
     at: int
     """When this was counted, by the database's clock."""
 
