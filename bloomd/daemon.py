@@ -42,6 +42,9 @@ DATABASE_RETRY = Backoff(first=0.1, cap=1.0)
 # Should a notification be lost, a setting made on another node counts after this long.
 STORED_POLL_SECONDS = 30.0
 
+# For one small write at the end; when PostgreSQL has not done it by then, it will not.
+KEYS_STOP_SECONDS = 2.0
+
 
 class Daemon:
     """One node, put together. `run` is its whole life."""
@@ -115,6 +118,14 @@ class Daemon:
                 self.connector.run,
                 needs=("embedded-postgresql",) if self._embedded else (),
                 retry=DATABASE_RETRY,
+            ),
+            Service(
+                "keys",
+                node.keys.run,
+                needs=("database",),
+                retry=DATABASE_RETRY,
+                ask_to_stop=node.keys.ask_to_stop,
+                stop_seconds=KEYS_STOP_SECONDS,
             ),
             Service("notifications", self._notifications, needs=("database",), retry=DATABASE_RETRY),
             Service("audit", self.audit.run, needs=("database",), retry=DATABASE_RETRY),

@@ -19,6 +19,7 @@ from bloomd.membridge.sync import Sync
 from bloomd.probes import Probe
 from bloomd.runtime import stored
 from bloomd.runtime.database import Database
+from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.stats import Counter, Stats
 from bloomd.settings import Loaded, Settings, secrets
 from bloomd.supervisor import LoopLag, Supervisor
@@ -59,6 +60,7 @@ class Node:
         self.name = socket.gethostname()
         self.database = Database()
         self.stats = Counter(self.database)
+        self.keys = KeyRing(self.database)
         self.lag = LoopLag()
         self.membridge = Link(self._settings_of_membridge)
         self.last_reload: ReloadReport | None = None
@@ -103,11 +105,12 @@ class Node:
                 self.root.wake_service("membridge-sync", "settings changed")
 
     async def take_stored(self) -> None:
-        """Bring the settings that were made through the API into force.
+        """Bring the API keys and the settings that were made through the API into force.
 
         Raises:
             Unavailable: the database is away; what was in force stays.
         """
+        await self.keys.renew()
         self.stored = await stored.read(self.database)
         self.use(self.loaded.with_stored(self.stored))
 
