@@ -1,88 +1,145 @@
-"""Completions: an attempt ends with its result, by the lease that it was made under."""
+"""Completions: an attempt ends with its result, by the lease that it was made under; one at a time or many at once."""
+
+from collections.abc import Sequence
+from typing import Any, LiteralString
 
 import msgspec
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
-from bloomd.runtime.fencing import decided, is_valid, refuse_lost
+from bloomd.runtime.fencing import decided, is_valid, refuse_lost, settled
 from bloomd.runtime.ids import new_id
 from bloomd.runtime.model import Artifact, Completion, Metrics, Result, Retry, Task
-from bloomd.runtime.refusals import Conflict
+from bloomd.runtime.refusals import Conflict, Refusal
 
-# Ends the attempt: the result and its artifact are kept, and the task goes where the outcome sends it.
+# Ends the attempts: each result and its artifact are kept, and each task goes where its outcome sends it. What is not
+# ended has no row in the answer.
 COMPLETE = """
-WITH task AS (
-    SELECT *
+WITH asked AS (
+    SELECT DISTINCT ON (task_id)
+           coalesce(said.task_id, named.task_id) AS task_id, said.lease_id AS asked_lease_id,
+           said.worker_id AS asked_worker_id, said.outcome, retryable, output, said.error_message, content, metrics,
+           artifact_id, artifact_type, artifact_tags, result_id
+      FROM json_to_recordset(%(said)s) AS said (
+               task_id varchar, lease_id varchar, worker_id varchar, outcome varchar, retryable boolean, output text,
+               error_message text, content text, metrics jsonb, artifact_id varchar, artifact_type varchar,
+               artifact_tags jsonb, result_id varchar)
+      LEFT JOIN leases AS named ON named.id = said.lease_id
+     ORDER BY task_id
+), task AS (
+    SELECT llm_tasks.id, llm_tasks.lease_id, llm_tasks.attempts, llm_tasks.max_attempts
       FROM llm_tasks
-     WHERE id = %(task_id)s
-       AND status IN ('leased', 'running')
-       AND lease_id = coalesce(%(lease_id)s, lease_id)
-       FOR UPDATE
+      JOIN asked ON asked.task_id = llm_tasks.id
+     WHERE llm_tasks.status IN ('leased', 'running')
+       AND llm_tasks.lease_id = coalesce(asked.asked_lease_id, llm_tasks.lease_id)
+     ORDER BY llm_tasks.id
+       FOR UPDATE OF llm_tasks
 ), lease AS (
     UPDATE leases
-       SET status = CASE %(outcome)s WHEN 'success' THEN 'released' ELSE 'failed' END,
-           ended_at = bloom_now_ms(), reason = %(outcome)s
-     WHERE leases.id = (SELECT lease_id FROM task)
+       SET status = CASE asked.outcome WHEN 'success' THEN 'released' ELSE 'failed' END,
+           ended_at = bloom_now_ms(), outcome = asked.outcome,
+           reason = CASE asked.outcome WHEN 'error' THEN left(asked.error_message, 1000) END
+      FROM task
+      JOIN asked ON asked.task_id = task.id
+     WHERE leases.id = task.lease_id
        AND leases.status = 'active'
-       AND leases.expires_at > bloom_now_ms()
-       AND leases.worker_id = coalesce(%(worker_id)s, leases.worker_id)
-    RETURNING leases.*
+       AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
+       AND leases.worker_id = coalesce(asked.asked_worker_id, leases.worker_id)
+    RETURNING leases.id, leases.task_id, leases.worker_id, leases.started_at, leases.ended_at, leases.outcome
 ), artifact AS (
     INSERT INTO runtime_artifacts (id, task_id, type, created_at, finalized, entity_refs, tags, content,
                                    lease_id, name, size, sha256)
-    SELECT %(artifact_id)s, task_id, %(artifact_type)s, ended_at, true, '[]', %(artifact_tags)s, %(content)s,
-           id, 'result', octet_length(%(content)s::text), encode(sha256(convert_to(%(content)s::text, 'UTF8')), 'hex')
+    SELECT artifact_id, lease.task_id, artifact_type, lease.ended_at, true, '[]', artifact_tags, content,
+           lease.id, 'result', octet_length(content), encode(sha256(convert_to(content, 'UTF8')), 'hex')
       FROM lease
+      JOIN asked ON asked.task_id = lease.task_id
     RETURNING *
 ), moved AS (
     UPDATE llm_tasks
        SET status        = next.status,
-           retry_at      = CASE WHEN next.status = 'queued' THEN lease.ended_at + next.delay_ms END,
+           retry_at      = next.retry_at,
+           ready         = next.retry_at IS NULL,
            lease_id      = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.worker_id END,
-           error_message = CASE WHEN %(outcome)s = 'error'
-                                THEN coalesce(%(error_message)s, 'the worker gave no reason') END,
+           error_message = CASE lease.outcome WHEN 'error'
+                                THEN coalesce(asked.error_message, 'the worker gave no reason') END,
            updated_at    = lease.ended_at
-      FROM lease, task,
-           LATERAL (SELECT CASE WHEN %(outcome)s = 'success'                THEN 'completed'
-                                WHEN NOT %(retryable)s                      THEN 'failed'
-                                WHEN task.attempts < task.max_attempts      THEN 'queued'
-                                ELSE 'dead' END AS status,
-                           bloom_retry_delay_ms(task.attempts, %(retry_ms)s, %(retry_max_ms)s) AS delay_ms) AS next
+      FROM lease
+      JOIN task  ON task.id = lease.task_id
+      JOIN asked ON asked.task_id = lease.task_id,
+           LATERAL (SELECT CASE WHEN lease.outcome = 'success'         THEN 'completed'
+                                WHEN NOT asked.retryable               THEN 'failed'
+                                WHEN task.attempts < task.max_attempts THEN 'queued'
+                                ELSE 'dead' END AS status) AS goes,
+           LATERAL (SELECT goes.status,
+                           CASE WHEN goes.status = 'queued' THEN lease.ended_at
+                                + bloom_retry_delay_ms(task.attempts, %(retry_ms)s, %(retry_max_ms)s) END AS retry_at
+                   ) AS next
      WHERE llm_tasks.id = lease.task_id
     RETURNING llm_tasks.*
 ), result AS (
     INSERT INTO llm_results (id, task_id, worker_id, artifact_id, status, output, error_message, metrics, completed_at,
                              lease_id, task_state)
-    SELECT %(result_id)s, lease.task_id, lease.worker_id, artifact.id, %(outcome)s, %(output)s, %(error_message)s,
-           %(metrics)s, lease.ended_at, lease.id,
+    SELECT result_id, lease.task_id, lease.worker_id, artifact_id, lease.outcome, output, asked.error_message,
+           metrics, lease.ended_at, lease.id,
            jsonb_build_object('status', moved.status, 'lease_id', moved.lease_id, 'worker_id', moved.worker_id,
                               'attempts', moved.attempts, 'retry_at', moved.retry_at,
                               'error_message', moved.error_message, 'updated_at', moved.updated_at)
-      FROM lease, artifact, moved
+      FROM lease
+      JOIN moved ON moved.id = lease.task_id
+      JOIN asked ON asked.task_id = lease.task_id
     RETURNING *
+), worker AS (
+    SELECT workers.id, workers.status, seen.at
+      FROM workers
+      JOIN (SELECT worker_id, max(ended_at) AS at FROM lease GROUP BY worker_id) AS seen ON seen.worker_id = workers.id
+     WHERE workers.status <> 'online' OR coalesce(workers.alive_at, 0) < seen.at - 1000
+     ORDER BY workers.id
+       FOR UPDATE OF workers
 ), alive AS (
     UPDATE workers
-       SET status = 'online', alive_at = lease.ended_at, last_heartbeat = lease.ended_at
-      FROM lease
-     WHERE workers.id = lease.worker_id
-       AND (workers.status <> 'online' OR coalesce(workers.alive_at, 0) < lease.ended_at - 1000)
-    RETURNING workers.id, workers.alive_at
+       SET status = 'online', alive_at = worker.at, last_heartbeat = worker.at
+      FROM worker
+     WHERE workers.id = worker.id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), lease.ended_at,
            'task.' || CASE moved.status WHEN 'queued' THEN 'retried' ELSE moved.status END, 'task', moved.id, %(actor)s,
-           %(outcome)s || ' from worker ' || lease.worker_id || ', lease ' || lease.id || ', attempt ' || moved.attempts
-      FROM moved, lease
+           format('%%s from worker %%s, lease %%s, attempt %%s',
+                  lease.outcome, lease.worker_id, lease.id, moved.attempts)
+      FROM moved
+      JOIN lease ON lease.task_id = moved.id
     UNION ALL
-    SELECT gen_random_uuid(), alive.alive_at, 'worker.online', 'worker', alive.id, 'bloomd', 'it completed a task'
-      FROM alive
-      JOIN workers AS before ON before.id = alive.id AND before.status <> 'online'
+    SELECT gen_random_uuid(), at, 'worker.online', 'worker', id, 'bloomd', 'it completed a task'
+      FROM worker
+     WHERE status <> 'online'
 )
-SELECT to_jsonb(moved) AS task, to_jsonb(artifact) AS artifact, to_jsonb(result) AS result
-  FROM moved, artifact, result
 """
+
+# What is said of a single completion, and of one among many: whoever sends many outputs does not want them back.
+COMPLETE_ONE: LiteralString = (
+    COMPLETE
+    + """
+SELECT to_jsonb(moved) AS task, to_jsonb(artifact) AS artifact, to_jsonb(result) AS result,
+       lease.ended_at - lease.started_at AS ran_ms
+  FROM lease
+  JOIN moved    ON moved.id = lease.task_id
+  JOIN artifact ON artifact.task_id = lease.task_id
+  JOIN result   ON result.task_id = lease.task_id
+"""
+)
+COMPLETE_MANY: LiteralString = (
+    COMPLETE
+    + """
+SELECT lease.id AS lease_id, moved.id AS task_id, moved.status AS task_status, moved.attempts, moved.retry_at,
+       artifact.id AS artifact_id, result.id AS result_id, lease.outcome, lease.ended_at - lease.started_at AS ran_ms
+  FROM lease
+  JOIN moved    ON moved.id = lease.task_id
+  JOIN artifact ON artifact.task_id = lease.task_id
+  JOIN result   ON result.task_id = lease.task_id
+"""
+)
 
 COMPLETED_BEFORE = """
 SELECT to_jsonb(llm_tasks) || llm_results.task_state AS task, to_jsonb(runtime_artifacts) AS artifact,
@@ -100,6 +157,27 @@ class Completed(msgspec.Struct, frozen=True):
     result: Result
 
 
+class _CompletedNow(Completed, frozen=True):
+    ran_ms: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What became of one completion among many."""
+
+    lease_id: str
+    task_id: str
+    task_status: str
+    attempts: int
+    retry_at: int | None
+    artifact_id: str
+    result_id: str
+
+
+class _EndedNow(Ended, frozen=True):
+    outcome: str
+    ran_ms: int
+
+
 async def complete(database: Database, task_id: str, completion: Completion, *, retry: Retry, actor: str) -> Completed:
     """End the task's current attempt with its result. Saying the same for the same lease again gives the first answer.
 
@@ -108,34 +186,17 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
         Conflict: no lease is named and the task has no valid one.
         LeaseLost: the lease named is not the current one, has expired, or is another worker's.
     """
-    failed = completion.status == "error"
-    content = completion.output
-    if content is None and failed:
-        content = completion.error_message
 
     async def end() -> Completed | None:
-        ended = await database.row(
-            Completed,
-            COMPLETE,
-            task_id=task_id,
-            lease_id=completion.lease_id,
-            worker_id=completion.worker_id,
-            outcome=completion.status,
-            retryable=completion.retryable and retry.errors,
-            output=completion.output,
-            error_message=completion.error_message,
-            metrics=Jsonb(msgspec.to_builtins(completion.metrics or Metrics())),
-            artifact_id=new_id(),
-            artifact_type=completion.artifact_type,
-            artifact_tags=Jsonb(completion.artifact_tags),
-            content=content,
-            result_id=new_id(),
-            actor=actor,
-            **retry.parameters,
-        )
-        if ended is None and completion.lease_id is not None:
-            return await database.row(Completed, COMPLETED_BEFORE, task_id=task_id, lease_id=completion.lease_id)
-        return ended
+        said = Json([_said(completion, retry, task_id)])
+        ended = await database.change(_CompletedNow, COMPLETE_ONE, said=said, actor=actor, **retry.parameters)
+        if ended:
+            [done] = ended
+            _note(database, done.result.status, done.task.status, done.task.attempts, done.ran_ms)
+            return Completed(done.task, done.artifact, done.result)
+        if completion.lease_id is None:
+            return None
+        return await database.row(Completed, COMPLETED_BEFORE, task_id=task_id, lease_id=completion.lease_id)
 
     async def refuse() -> None:
         task = await tasks.one(database, task_id)
@@ -146,3 +207,59 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
             raise Conflict("The lease of this task has expired")
 
     return await decided(end, refuse)
+
+
+async def complete_many(
+    database: Database, completions: Sequence[Completion], *, retry: Retry, actor: str
+) -> list[Ended | Refusal]:
+    """End many attempts at once, each named by its lease; for each what became of it, or why not, in order."""
+    said = Json([_said(completion, retry) for completion in completions])
+    ended = await database.change(_EndedNow, COMPLETE_MANY, said=said, actor=actor, **retry.parameters)
+    for done in ended:
+        _note(database, done.outcome, done.task_status, done.attempts, done.ran_ms)
+    by_lease = {done.lease_id: _among_many(done) for done in ended}
+
+    async def alone(completion: Completion) -> Ended:
+        task_id = await tasks.of_lease(database, completion.lease_id)
+        done = await complete(database, task_id, completion, retry=retry, actor=actor)
+        return _ended(completion.lease_id or "", done)
+
+    return await settled(completions, lambda each: by_lease.get(each.lease_id or ""), alone)
+
+
+def _said(completion: Completion, retry: Retry, task_id: str | None = None) -> dict[str, Any]:
+    """A completion as the statement reads it."""
+    content = completion.output
+    if content is None and completion.status == "error":
+        content = completion.error_message
+    return {
+        "task_id": task_id,
+        "lease_id": completion.lease_id,
+        "worker_id": completion.worker_id,
+        "outcome": completion.status,
+        "retryable": completion.retryable and retry.errors,
+        "output": completion.output,
+        "error_message": completion.error_message,
+        "content": content,
+        "metrics": msgspec.to_builtins(completion.metrics or Metrics()),
+        "artifact_id": new_id(),
+        "artifact_type": completion.artifact_type,
+        "artifact_tags": completion.artifact_tags,
+        "result_id": new_id(),
+    }
+
+
+def _among_many(done: _EndedNow) -> Ended:
+    return Ended(
+        done.lease_id, done.task_id, done.task_status, done.attempts, done.retry_at, done.artifact_id, done.result_id
+    )
+
+
+def _ended(lease_id: str, done: Completed) -> Ended:
+    task = done.task
+    return Ended(lease_id, task.id, task.status, task.attempts, task.retry_at, done.artifact.id, done.result.id)
+
+
+def _note(database: Database, outcome: str, task_status: str, attempts: int, ran_ms: int) -> None:
+    """Count an attempt that has just ended; its worker can take another task now."""
+    database.on_offer()

@@ -1,4 +1,8 @@
-"""Expiry: the clock ends a lease whose worker has fallen silent, and its task goes back to the queue."""
+"""Expiry: the clock ends a lease whose worker has fallen silent or takes too long, and its task goes back to the queue.
+
+Two clocks run. A lease *expires* when its worker stays silent for its ttl. An attempt that a worker claimed, or that
+was pushed to one, also has a *deadline* (`claims.py`): a worker that heartbeats for ever without finishing loses it.
+"""
 
 import msgspec
 from psycopg.rows import TupleRow
@@ -18,30 +22,37 @@ WITH due AS (
       FROM leases
       JOIN llm_tasks ON llm_tasks.id = leases.task_id
      WHERE leases.status = 'active'
-       AND (%(worker_id)s::varchar IS NULL AND leases.expires_at <= bloom_now_ms() OR leases.worker_id = %(worker_id)s)
-     ORDER BY leases.expires_at
+       AND (leases.worker_id = %(worker_id)s
+            OR %(worker_id)s::varchar IS NULL AND least(leases.expires_at, leases.deadline_at) <= bloom_now_ms()
+               AND bloom_leads(%(epoch)s))
+     ORDER BY leases.task_id
      LIMIT %(batch)s
        FOR UPDATE OF llm_tasks SKIP LOCKED
 ), lease AS (
     UPDATE leases
-       SET status = 'expired', ended_at = bloom_now_ms(), reason = %(reason)s
+       SET status = 'expired', ended_at = bloom_now_ms(),
+           outcome = CASE WHEN leases.deadline_at <= bloom_now_ms() THEN 'deadline' ELSE 'expired' END,
+           reason = coalesce(%(reason)s, CASE WHEN leases.deadline_at <= bloom_now_ms()
+                                              THEN 'the attempt took longer than it may'
+                                              ELSE 'expired, no heartbeat for ' || leases.ttl_seconds || ' s' END)
       FROM due
      WHERE leases.id = due.id
        AND leases.status = 'active'
-       AND (leases.expires_at <= bloom_now_ms() OR leases.worker_id = %(worker_id)s)
+       AND (leases.worker_id = %(worker_id)s OR least(leases.expires_at, leases.deadline_at) <= bloom_now_ms())
     RETURNING leases.*
 ), moved AS (
     UPDATE llm_tasks
        SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
            retry_at      = CASE WHEN attempts < max_attempts THEN lease.ended_at
                                 + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
+           ready         = attempts >= max_attempts,
            error_message = 'the lease of worker ' || lease.worker_id || ' ended: ' || lease.reason,
            lease_id      = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.worker_id END,
            updated_at    = lease.ended_at
       FROM lease
      WHERE llm_tasks.id = lease.task_id AND llm_tasks.lease_id = lease.id AND llm_tasks.status IN ('leased', 'running')
-    RETURNING llm_tasks.id, llm_tasks.status
+    RETURNING llm_tasks.id, llm_tasks.status, llm_tasks.attempts
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), lease.ended_at, 'lease.expired', 'task', lease.task_id, %(actor)s,
@@ -50,7 +61,8 @@ WITH due AS (
       FROM lease
       LEFT JOIN moved ON moved.id = lease.task_id
 )
-SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, moved.status AS task_status
+SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, lease.outcome, lease.reason,
+       lease.ended_at - lease.started_at AS ran_ms, moved.status AS task_status, moved.attempts
   FROM lease
   LEFT JOIN moved ON moved.id = lease.task_id
 """
@@ -66,12 +78,14 @@ WITH stranded AS (
      WHERE status IN ('leased', 'running')
        AND updated_at < bloom_now_ms() - 10000
        AND NOT EXISTS (SELECT FROM leases WHERE leases.task_id = llm_tasks.id AND leases.status = 'active')
+       AND bloom_leads(%(epoch)s)
      LIMIT %(batch)s
        FOR UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE llm_tasks
        SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
            error_message = 'it was under way without a lease',
+           ready         = coalesce(greatest(not_before, retry_at) <= bloom_now_ms(), true),
            lease_id      = NULL,
            worker_id     = NULL,
            updated_at    = bloom_now_ms()
@@ -87,32 +101,64 @@ WITH stranded AS (
 SELECT id FROM moved
 """
 
-
-class Rescued(msgspec.Struct, frozen=True):
-    id: str
+# The time of these has come: from now on a claim finds them. No change of the task that anybody would audit.
+PROMOTE = """
+WITH due AS (
+    SELECT id
+      FROM llm_tasks
+     WHERE status = 'queued' AND NOT ready
+       AND (greatest(not_before, retry_at) <= bloom_now_ms() OR greatest(not_before, retry_at) IS NULL)
+       AND bloom_leads(%(epoch)s)
+     LIMIT %(batch)s
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE llm_tasks SET ready = true FROM due WHERE llm_tasks.id = due.id RETURNING llm_tasks.id
+"""
 
 
 class Expired(msgspec.Struct, frozen=True):
     lease_id: str
     task_id: str
     worker_id: str
+    outcome: str
+    reason: str
+    ran_ms: int
     task_status: str | None
     """Where the task went; None when it had a newer lease, which an old one never touches."""
+    attempts: int | None
 
 
-async def expire(database: Database, *, retry: Retry) -> list[Expired]:
-    """End a batch of the leases whose time is over; their tasks are queued again, or dead.
+class _Id(msgspec.Struct, frozen=True):
+    id: str
+
+
+async def expire(database: Database, *, retry: Retry, epoch: int) -> list[Expired]:
+    """End a batch of the leases whose time is over, as the leader of this epoch; their tasks are queued again, or dead.
 
     Fewer than `SWEEP_BATCH` means that none is left but those that somebody else is dealing with.
     """
-    return await database.rows(
-        Expired, EXPIRE, batch=SWEEP_BATCH, worker_id=None, reason="expired", actor="bloomd", **retry.parameters
+    expired = await database.change(
+        Expired, EXPIRE, batch=SWEEP_BATCH, worker_id=None, reason=None, actor="bloomd", epoch=epoch, **retry.parameters
     )
+    if expired:
+        database.on_offer()
+    return expired
 
 
-async def rescue(database: Database) -> list[str]:
+async def rescue(database: Database, *, epoch: int) -> list[str]:
     """Free a batch of the tasks that are under way without an active lease; their ids."""
-    return [task.id for task in await database.rows(Rescued, RESCUE, batch=SWEEP_BATCH)]
+    rescued = await database.change(_Id, RESCUE, batch=SWEEP_BATCH, epoch=epoch)
+    if rescued:
+        database.on_offer()
+    return [task.id for task in rescued]
+
+
+async def promote(database: Database, *, epoch: int) -> int:
+    """Let claims find a batch of the tasks that have waited for their time; how many."""
+    promoted = await database.rows(_Id, PROMOTE, batch=SWEEP_BATCH, epoch=epoch)
+    if promoted:
+        database.on_offer()
+    return len(promoted)
 
 
 async def end_all_of(
@@ -124,6 +170,7 @@ async def end_all_of(
         "worker_id": worker_id,
         "reason": reason,
         "actor": actor,
+        "epoch": None,
         **retry.parameters,
     }
     return await rows(connection, Expired, EXPIRE, parameters)

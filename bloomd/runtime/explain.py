@@ -186,21 +186,18 @@ def _of_pin(facts: Facts, name: str) -> Iterator[Reason]:
         case "full":
             yield Reason(
                 "workers-full",
-                f"It is pinned to worker {name}, which is full: it holds {pin.held} of {_count(pin.capacity, 'lease')}.",
+                f"It is pinned to worker {name}, which is full: {pin.held} of {_count(pin.capacity, 'lease')} held.",
             )
         case misfit:
             yield Reason(f"workers-{misfit}", f"It is pinned to worker {name}, which is {misfit}.")
 
 
 def _no_label(facts: Facts, number: int) -> Reason:
-    online = f"{number} online workers" if number > 1 else "only online worker"
+    whose = f"None of the {number} online workers has" if number > 1 else "The only online worker does not have"
     if missing := facts.missing_labels:
-        labels = f"label {missing[0]}" if len(missing) == 1 else f"labels {', '.join(missing)}"
-        return Reason("no-label", f"{'None of the' if number > 1 else 'Not even the'} {online} has the {labels}.")
-    return Reason(
-        "no-label",
-        f"{'None of the' if number > 1 else 'Not even the'} {online} has all of its labels: {', '.join(facts.task.labels)}.",
-    )
+        labels = f"the label {missing[0]}" if len(missing) == 1 else f"the labels {', '.join(missing)}"
+        return Reason("no-label", f"{whose} {labels}.")
+    return Reason("no-label", f"{whose} all of its labels: {', '.join(facts.task.labels)}.")
 
 
 def _other(task: Task) -> Iterator[Reason]:

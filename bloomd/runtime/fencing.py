@@ -1,17 +1,20 @@
 """Fencing: only the current lease of a task speaks for it, and whoever is refused learns why.
 
-A statement that changes a task locks its row, looks at the lease under that lock, and does the change with its audit
-entry, or nothing. One gap is left by PostgreSQL's snapshots: a lease that was made while a statement waited for the
-task's lock is invisible to it. The statement then changes nothing although nothing stands in its way, and is simply run
-again (`SNAPSHOT_TRIES`).
+A statement that changes tasks locks their rows, looks at the leases under these locks, and does each change with its
+audit entry, or nothing. One gap is left by PostgreSQL's snapshots: a lease that was made while a statement waited for
+the task's lock is invisible to it. The statement then changes nothing although nothing stands in its way, and is simply
+run again (`SNAPSHOT_TRIES`).
+
+One statement serves a single change and many: what it has done of many is done, and each of the others is tried alone,
+in order to learn why it was refused.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import Lease, Task
-from bloomd.runtime.refusals import Conflict, LeaseLost, TaskCancelled
+from bloomd.runtime.refusals import Conflict, LeaseLost, Refusal, TaskCancelled
 
 # Each further try needs yet another lease of the same task made within the same millisecond or so.
 SNAPSHOT_TRIES = 3
@@ -21,10 +24,11 @@ SELECT * FROM leases WHERE id = %(id)s AND task_id = %(task_id)s
 """
 
 STILL_VALID = """
-SELECT * FROM leases WHERE id = %(id)s AND status = 'active' AND expires_at > bloom_now_ms()
+SELECT * FROM leases WHERE id = %(id)s AND status = 'active' AND least(expires_at, deadline_at) > bloom_now_ms()
 """
 
 
+Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
@@ -35,6 +39,20 @@ async def decided(change: Callable[[], Awaitable[Answer | None]], refuse: Callab
             return answer
         await refuse()
     raise Conflict("The task is changing hands too quickly; try again")
+
+
+async def settled(
+    items: Sequence[Item], done: Callable[[Item], Answer | None], alone: Callable[[Item], Awaitable[Answer]]
+) -> list[Answer | Refusal]:
+    """What became of each of many: what is done already, or what comes of trying it alone."""
+    answers: list[Answer | Refusal] = []
+    for item in items:
+        answer = done(item)
+        try:
+            answers.append(await alone(item) if answer is None else answer)
+        except Refusal as refusal:
+            answers.append(refusal)
+    return answers
 
 
 async def refuse_lost(database: Database, task: Task, lease_id: str | None, worker_id: str | None) -> None:

@@ -46,6 +46,9 @@ class Task(msgspec.Struct, frozen=True):
     retry_at: int | None
     idempotency_key: str | None
     error_message: str | None
+    progress: int | float | str | None = None
+    """How far the worker has come, in its own words."""
+    progress_at: int | None = None
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -60,6 +63,9 @@ class Lease(msgspec.Struct, frozen=True):
     context_id: str | None
     attempt: int | None = None
     ended_at: int | None = None
+    deadline_at: int | None = None
+    """When the attempt is over, however often it is heartbeated; None for a task that was leased by itself."""
+    outcome: str | None = None
     reason: str | None = None
 
 

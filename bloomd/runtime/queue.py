@@ -49,7 +49,7 @@ async def read(database: Database) -> QueueState:
 
 
 async def pause(database: Database, *, until: int | None = None, reason: str | None = None, actor: str) -> QueueState:
-    """Hand out no task from now on, until this time (epoch ms) or until `resume`. Pausing again changes time and reason."""
+    """Hand out no task until this time (epoch ms), or until `resume`. Pausing again changes time and reason."""
     await database.change(QueueState, SET, paused=True, until=until, reason=reason, actor=actor)
     return await read(database)
 

@@ -1,7 +1,7 @@
-"""Tasks: queue them, look at them, queue them again."""
+"""Tasks: queue them, look at them, cancel them, queue them again."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from psycopg.types.json import Jsonb
@@ -17,10 +17,10 @@ CREATE = """
 WITH new AS (
     INSERT INTO llm_tasks (id, context_id, agent_slug, prompt, context_hints, policy, desired_format, status,
                            created_at, updated_at, attempts, max_attempts,
-                           priority, labels, pinned_worker_id, not_before, idempotency_key)
+                           priority, labels, pinned_worker_id, not_before, ready, idempotency_key)
     SELECT id, context_id, agent_slug, prompt, context_hints, policy, desired_format, 'queued',
            now_ms, now_ms, 0, max_attempts,
-           priority, labels, pinned_worker_id, not_before, idempotency_key
+           priority, labels, pinned_worker_id, not_before, coalesce(not_before <= now_ms, true), idempotency_key
       FROM jsonb_to_recordset(%(tasks)s) AS task (
                id varchar, context_id varchar, agent_slug varchar, prompt text, context_hints jsonb, policy jsonb,
                desired_format varchar, max_attempts integer,
@@ -55,8 +55,8 @@ SELECT *
  WHERE (created_at, id) < (%(at)s, %(before)s)
    AND (%(status)s::varchar IS NULL OR status = %(status)s)
    AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
-   AND (%(context_id)s::varchar IS NULL OR context_id = %(context_id)s)
-   AND (%(agent_slug)s::varchar IS NULL OR agent_slug = %(agent_slug)s)
+   AND (%(context_id)s::varchar IS NULL OR md5(context_id) = md5(%(context_id)s) AND context_id = %(context_id)s)
+   AND (%(agent_slug)s::varchar IS NULL OR md5(agent_slug) = md5(%(agent_slug)s) AND agent_slug = %(agent_slug)s)
  ORDER BY created_at DESC, id DESC
  LIMIT %(limit)s
 """
@@ -65,8 +65,9 @@ SELECT *
 REQUEUE = """
 WITH task AS (
     UPDATE llm_tasks
-       SET status = 'queued', attempts = 0, retry_at = NULL, error_message = NULL,
-           lease_id = NULL, worker_id = NULL, updated_at = bloom_now_ms()
+       SET status = 'queued', attempts = 0, retry_at = NULL, error_message = NULL, progress = NULL, progress_at = NULL,
+           lease_id = NULL, worker_id = NULL, updated_at = bloom_now_ms(),
+           ready = coalesce(not_before <= bloom_now_ms(), true)
      WHERE id = %(id)s
        AND (status IN ('failed', 'dead', 'cancelled') OR status = 'queued' AND retry_at > bloom_now_ms())
     RETURNING *
@@ -75,6 +76,48 @@ WITH task AS (
     SELECT gen_random_uuid(), updated_at, 'task.requeued', 'task', id, %(actor)s, NULL FROM task
 )
 SELECT * FROM task
+"""
+
+# Ends whatever becomes of it: the lease with the task, so that its worker learns at the next heartbeat.
+CANCEL = """
+WITH task AS (
+    SELECT id, status, lease_id FROM llm_tasks
+     WHERE id = %(id)s AND status IN ('queued', 'leased', 'running')
+       FOR UPDATE
+), lease AS (
+    UPDATE leases
+       SET status = 'released', outcome = 'cancelled', ended_at = bloom_now_ms()
+      FROM task
+     WHERE leases.id = task.lease_id AND leases.status = 'active'
+), moved AS (
+    UPDATE llm_tasks
+       SET status = 'cancelled', retry_at = NULL, updated_at = bloom_now_ms()
+      FROM task
+     WHERE llm_tasks.id = task.id
+    RETURNING llm_tasks.*
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), updated_at, 'task.cancelled', 'task', id, %(actor)s,
+           'it was ' || (SELECT status FROM task) || coalesce(' on worker ' || worker_id, '')
+      FROM moved
+)
+SELECT * FROM moved
+"""
+
+# The attempts of a task, latest first. Leases from before `outcome` was kept tell it by their status.
+HISTORY = """
+SELECT attempt, worker_id, id AS lease_id, started_at, last_heartbeat, deadline_at, ended_at, reason AS error,
+       coalesce(outcome, CASE status WHEN 'released' THEN 'success'
+                                     WHEN 'failed'   THEN 'error'
+                                     WHEN 'expired'  THEN 'expired' END) AS outcome
+  FROM leases
+ WHERE task_id = %(id)s
+ ORDER BY started_at DESC, id DESC
+ LIMIT 100
+"""
+
+OF_LEASE = """
+SELECT task_id AS id FROM leases WHERE id = %(lease_id)s
 """
 
 
@@ -88,16 +131,31 @@ class Id(msgspec.Struct, frozen=True):
     id: str
 
 
+class Attempt(msgspec.Struct, frozen=True):
+    """One lease of a task, and how it ended."""
+
+    attempt: int | None
+    worker_id: str
+    lease_id: str
+    started_at: int
+    last_heartbeat: int | None
+    deadline_at: int | None
+    ended_at: int | None
+    outcome: Literal["success", "error", "expired", "deadline", "released", "cancelled"] | None
+    """None while it is under way. A released attempt does not count."""
+    error: str | None
+
+
 async def create(database: Database, tasks: Sequence[NewTask], *, actor: str) -> list[Created]:
     """Queue these tasks, all or none, and give them back in the same order.
 
     Of tasks with one idempotency key only the first is created, whoever asked for it and when.
     """
     asked = [(new_id(), task) for task in tasks]
-    created = {
-        row.id: row
-        for row in await database.rows(Task, CREATE, tasks=Jsonb([_row(id, task) for id, task in asked]), actor=actor)
-    }
+    rows = Jsonb([_row(id, task) for id, task in asked])
+    created = {row.id: row for row in await database.change(Task, CREATE, tasks=rows, actor=actor)}
+    if created:
+        database.on_offer()
     keys = [task.idempotency_key for id, task in asked if id not in created]
     earlier = {row.idempotency_key: row for row in await database.rows(Task, BY_KEY, keys=keys)} if keys else {}
     return [
@@ -115,6 +173,22 @@ async def one(database: Database, id: str) -> Task:
     if task := await database.row(Task, ONE, id=id):
         return task
     raise NotFound("Task not found")
+
+
+async def history(database: Database, id: str) -> list[Attempt]:
+    """The latest attempts of a task, latest first."""
+    return await database.rows(Attempt, HISTORY, id=id)
+
+
+async def of_lease(database: Database, lease_id: str | None) -> str:
+    """The id of the task that a lease is, or was, of.
+
+    Raises:
+        NotFound: there is no such lease.
+    """
+    if task := await database.row(Id, OF_LEASE, lease_id=lease_id):
+        return task.id
+    raise NotFound("Lease not found")
 
 
 async def waits(database: Database, id: str) -> bool:
@@ -152,10 +226,25 @@ async def requeue(database: Database, id: str, *, actor: str) -> Task:
         NotFound: there is none with this id.
         Conflict: it is queued already, under way, or completed.
     """
-    if task := await database.row(Task, REQUEUE, id=id, actor=actor):
-        return task
+    if requeued := await database.change(Task, REQUEUE, id=id, actor=actor):
+        database.on_offer()
+        return requeued[0]
     task = await one(database, id)
     raise Conflict(f"Task status is '{task.status}', expected 'failed', 'dead' or 'cancelled'")
+
+
+async def cancel(database: Database, id: str, *, actor: str) -> Task:
+    """End a task that has not ended yet. Its worker learns that at its next heartbeat; its result is refused.
+
+    Raises:
+        NotFound: there is none with this id.
+        Conflict: it has ended already.
+    """
+    if cancelled := await database.change(Task, CANCEL, id=id, actor=actor):
+        database.on_offer()
+        return cancelled[0]
+    task = await one(database, id)
+    raise Conflict(f"Task status is '{task.status}', expected 'queued', 'leased' or 'running'")
 
 
 def _row(id: str, task: NewTask) -> dict[str, Any]:

@@ -83,7 +83,8 @@ WITH before AS (
     RETURNING workers.*
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), %(action)s, 'worker', id, %(actor)s, 'it holds ' || active_leases || ' leases'
+    SELECT gen_random_uuid(), bloom_now_ms(), %(action)s, 'worker', id, %(actor)s,
+           'it holds ' || active_leases || CASE active_leases WHEN 1 THEN ' lease' ELSE ' leases' END
       FROM worker
 )
 SELECT * FROM worker

@@ -77,7 +77,7 @@ def todays(database):
     return database
 
 
-async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(todays):
+async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(todays, epoch):
     report: list[str] = []
     async with Pool(todays, size=2) as pool:
         async with pool.connection() as connection:
@@ -113,7 +113,7 @@ async def test_a_database_of_todays_runtime_is_adopted_and_the_repairs_reported(
         assert (fleet["w2"].status, fleet["w2"].url, fleet["w2"].active_leases) == ("unknown", "", 0)
         assert (await artifacts.one(db, "a1")).size == len("привіт".encode())
         assert (await artifacts.one(db, "a2")).url == "minio://bloom-artifacts/artifacts/done/6.json"
-        assert await expiry.expire(db, retry=Retry()) == []
+        assert await expiry.expire(db, retry=Retry(), epoch=epoch) == []
     assert report == [
         "3 tasks had missing or impossible values: defaults filled in",
         "1 tasks had context hints that are not text: written as text",

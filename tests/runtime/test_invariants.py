@@ -9,6 +9,7 @@ import trio
 
 from bloomd.membridge.agents import Agent
 from bloomd.runtime import completion, expiry, leases, liveness, stats, tasks, workers
+from bloomd.runtime.heartbeats import Beat, heartbeat
 from bloomd.runtime.model import Completion, Metrics, Retry
 from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker, Refusal
 
@@ -145,7 +146,7 @@ async def test_2_workers_removed_by_force_while_they_are_given_tasks(db, new_tas
     )
 
 
-async def test_3_an_expired_or_superseded_lease_is_refused(db, new_task, new_worker, sql):
+async def test_3_an_expired_or_superseded_lease_is_refused(db, new_task, new_worker, sql, epoch):
     await new_worker(max_concurrency=2)
     task = await new_task()
     old = (await leases.lease(db, task.id, actor="test")).lease
@@ -153,12 +154,12 @@ async def test_3_an_expired_or_superseded_lease_is_refused(db, new_task, new_wor
     late = Completion(status="success", output="late", lease_id=old.id)
     with pytest.raises(LeaseLost):
         await completion.complete(db, task.id, late, retry=RETRY, actor="test")
-    await expiry.expire(db, retry=RETRY)
+    await expiry.expire(db, retry=RETRY, epoch=epoch)
     sql("UPDATE llm_tasks SET retry_at = NULL")
     await leases.lease(db, task.id, actor="test")
     outcomes = await every(
         *[lambda: completion.complete(db, task.id, late, retry=RETRY, actor="test")] * 10,
-        *[lambda: leases.heartbeat(db, task.id, lease_id=old.id, actor="test")] * 10,
+        *[lambda: heartbeat(db, task.id, Beat(lease_id=old.id), actor="test")] * 10,
     )
     assert all(isinstance(outcome, LeaseLost) for outcome in outcomes)
     assert (await tasks.one(db, task.id)).status == "leased"
@@ -211,7 +212,7 @@ async def test_4_a_repeated_completion_is_answered_as_the_first_time(db, new_tas
     assert await completion.complete(db, task.id, said, retry=RETRY, actor="test") == first
 
 
-async def test_5_expiries_completions_and_heartbeats_at_once_strand_nothing(db, new_task, new_worker, sql):
+async def test_5_expiries_completions_and_heartbeats_at_once_strand_nothing(db, new_task, new_worker, sql, epoch):
     await new_worker(max_concurrency=30)
     queued = [await new_task(max_attempts=10) for _ in range(20)]
     for task in queued:
@@ -219,70 +220,70 @@ async def test_5_expiries_completions_and_heartbeats_at_once_strand_nothing(db, 
     sql("UPDATE leases SET expires_at = bloom_now_ms() + 30")
     calls = []
     for task in queued:
-        calls.append(lambda id=task.id: leases.heartbeat(db, id, actor="test"))
+        calls.append(lambda id=task.id: heartbeat(db, id, Beat(), actor="test"))
         calls.append(
             lambda id=task.id: completion.complete(db, id, Completion(status="error"), retry=RETRY, actor="test")
         )
-        calls.append(lambda: expiry.expire(db, retry=RETRY))
+        calls.append(lambda: expiry.expire(db, retry=RETRY, epoch=epoch))
     await every(*calls)
     sql("UPDATE leases SET expires_at = 1 WHERE status = 'active'")
-    await expiry.expire(db, retry=RETRY)
+    await expiry.expire(db, retry=RETRY, epoch=epoch)
     assert sql("SELECT status, count(*) FROM llm_tasks GROUP BY status") == [("queued", 20)]
     assert sql("SELECT active_leases FROM workers") == [(0,)]
 
 
 @pytest.mark.parametrize("status", ["leased", "running"])
-async def test_5_an_expired_lease_strands_no_task(db, new_task, new_worker, sql, status):
+async def test_5_an_expired_lease_strands_no_task(db, new_task, new_worker, sql, status, epoch):
     await new_worker()
     task = await new_task(max_attempts=2)
     for expected in ("queued", "dead"):
         lease = (await leases.lease(db, task.id, actor="test")).lease
         if status == "running":
-            await leases.heartbeat(db, task.id, actor="test")
+            await heartbeat(db, task.id, Beat(), actor="test")
         sql("UPDATE leases SET expires_at = 1 WHERE id = %s", lease.id)
-        assert [lost.task_status for lost in await expiry.expire(db, retry=RETRY)] == [expected]
+        assert [lost.task_status for lost in await expiry.expire(db, retry=RETRY, epoch=epoch)] == [expected]
         sql("UPDATE llm_tasks SET retry_at = NULL")
     assert sql("SELECT active_leases FROM workers") == [(0,)]
     assert "expired" in str((await tasks.one(db, task.id)).error_message)
 
 
-async def test_5_a_task_that_somebody_stranded_is_rescued(db, new_task, new_worker, sql):
+async def test_5_a_task_that_somebody_stranded_is_rescued(db, new_task, new_worker, sql, epoch):
     await new_worker(max_concurrency=3)
     stranded, working = await new_task(), await new_task()
     for task in (stranded, working):
         await leases.lease(db, task.id, actor="test")
     sql("UPDATE leases SET status = 'expired' WHERE task_id = %s", stranded.id)
-    assert await expiry.rescue(db) == []
+    assert await expiry.rescue(db, epoch=epoch) == []
     sql("UPDATE llm_tasks SET updated_at = updated_at - 10001")
-    assert await expiry.rescue(db) == [stranded.id]
-    assert await expiry.rescue(db) == []
+    assert await expiry.rescue(db, epoch=epoch) == [stranded.id]
+    assert await expiry.rescue(db, epoch=epoch) == []
     assert (await tasks.one(db, stranded.id)).status == "queued"
     assert (await tasks.one(db, working.id)).status == "leased"
 
 
-async def test_6_an_old_lease_never_touches_a_newer_one(db, new_task, new_worker, sql):
+async def test_6_an_old_lease_never_touches_a_newer_one(db, new_task, new_worker, sql, epoch):
     await new_worker(max_concurrency=2)
     task = await new_task()
     current = (await leases.lease(db, task.id, actor="test")).lease
     sql("DROP INDEX leases_one_active_per_task")  # as in a database that today's runtime wrote
     sql("INSERT INTO leases VALUES ('old', %s, 'w1', 1, 2, 300, 'active')", task.id)
-    [ended] = await expiry.expire(db, retry=RETRY)
+    [ended] = await expiry.expire(db, retry=RETRY, epoch=epoch)
     assert (ended.lease_id, ended.task_status) == ("old", None)
     assert (await tasks.one(db, task.id)).lease_id == current.id
 
 
-async def test_6_sweepers_at_once_end_each_lease_once(db, new_task, new_worker, sql):
+async def test_6_sweepers_at_once_end_each_lease_once(db, new_task, new_worker, sql, epoch):
     await new_worker(max_concurrency=30)
     for _ in range(30):
         await leases.lease(db, (await new_task()).id, actor="test")
     sql("UPDATE leases SET expires_at = 1")
-    sweeps = await every(*[lambda: expiry.expire(db, retry=RETRY)] * 8)
+    sweeps = await every(*[lambda: expiry.expire(db, retry=RETRY, epoch=epoch)] * 8)
     ended = [lost.lease_id for sweep in sweeps for lost in sweep]
     assert len(ended) == len(set(ended)) == 30
     assert sql("SELECT count(*) FROM audit_logs WHERE action = 'lease.expired'") == [(30,)]
 
 
-async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql):
+async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql, epoch):
     """The audit table refuses: then nothing has changed either."""
     await new_worker()
     task = await new_task()
@@ -298,24 +299,24 @@ async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql
     await leases.lease(db, task.id, actor="test")
     sql("ALTER TABLE audit_logs ADD CONSTRAINT never CHECK (false) NOT VALID")
     for change in (
-        lambda: leases.heartbeat(db, task.id, actor="test"),
+        lambda: heartbeat(db, task.id, Beat(), actor="test"),
         lambda: completion.complete(db, task.id, Completion(status="success"), retry=RETRY, actor="test"),
         lambda: workers.register(db, workers.NewWorker(name="w2"), actor="test"),
         lambda: workers.remove(db, "w1", force=RETRY, actor="test"),
-        lambda: liveness.mark_silent(db, offline_after=-1, mirrored=False),
+        lambda: liveness.mark_silent(db, offline_after=-1, mirrored=False, epoch=epoch),
         lambda: liveness.mirror(db, [Agent(id="w3")], offline_after=60),
     ):
         with pytest.raises(psycopg.errors.CheckViolation):
             await change()
     sql("UPDATE leases SET expires_at = 1")
     with pytest.raises(psycopg.errors.CheckViolation):
-        await expiry.expire(db, retry=RETRY)
+        await expiry.expire(db, retry=RETRY, epoch=epoch)
     assert sql("SELECT status FROM leases") == [("active",)]
     assert sql("SELECT id, status FROM workers") == [("w1", "online")]
     assert sql("SELECT count(*) FROM llm_results") == [(0,)]
 
 
-async def test_a_storm_leaves_every_invariant_whole(db, new_worker, sql):
+async def test_a_storm_leaves_every_invariant_whole(db, new_worker, sql, epoch):
     """Leases, heartbeats, completions, expiries, requeues and cancellations, all at once, on few tasks and workers."""
     for name in range(3):
         await new_worker(f"w{name}", max_concurrency=3)
@@ -333,12 +334,12 @@ async def test_a_storm_leaves_every_invariant_whole(db, new_worker, sql):
                     if act < 0.45:
                         await leases.lease(db, id, worker_id=chance.choice([None, "w0"]), actor="storm")
                     elif act < 0.65:
-                        await leases.heartbeat(db, id, actor="storm")
+                        await heartbeat(db, id, Beat(), actor="storm")
                     elif act < 0.8:
                         outcome = chance.choice(["success", "error"])
                         await completion.complete(db, id, Completion(status=outcome), retry=RETRY, actor="storm")
                     elif act < 0.9:
-                        await expiry.expire(db, retry=RETRY)
+                        await expiry.expire(db, retry=RETRY, epoch=epoch)
                     else:
                         await db.execute("UPDATE leases SET expires_at = 1 WHERE task_id = %(id)s", id=id)
                 except (Conflict, NotFound, NoWorker):

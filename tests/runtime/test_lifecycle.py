@@ -3,6 +3,7 @@
 import pytest
 
 from bloomd.runtime import artifacts, audit, completion, expiry, leases, tasks
+from bloomd.runtime.heartbeats import Beat, heartbeat
 from bloomd.runtime.model import Completion, Metrics, Retry
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker
@@ -23,7 +24,7 @@ async def test_from_create_to_artifact(db, new_task, new_worker):
     assert leased.lease.expires_at - leased.lease.started_at == leased.lease.ttl_seconds * 1000 == 300_000
     assert (await tasks.one(db, task.id)).status == "leased"
 
-    beaten = await leases.heartbeat(db, task.id, lease_id=leased.lease.id, actor="test")
+    beaten = await heartbeat(db, task.id, Beat(lease_id=leased.lease.id), actor="test")
     assert beaten.expires_at >= leased.lease.expires_at
     assert (await tasks.one(db, task.id)).status == "running"
 
@@ -105,30 +106,30 @@ async def test_requeue_refuses_what_runs_or_is_done(db, new_task, new_worker):
         await tasks.requeue(db, task.id, actor="test")
 
 
-async def test_only_the_current_lease_counts(db, new_task, new_worker, sql):
+async def test_only_the_current_lease_counts(db, new_task, new_worker, sql, epoch):
     await new_worker()
     task = await new_task()
     old = (await leases.lease(db, task.id, actor="test")).lease
     sql("UPDATE leases SET expires_at = 1")
     with pytest.raises(LeaseLost, match="expired"):
-        await leases.heartbeat(db, task.id, lease_id=old.id, actor="test")
+        await heartbeat(db, task.id, Beat(lease_id=old.id), actor="test")
     with pytest.raises(NotFound, match="No active lease"):
-        await leases.heartbeat(db, task.id, actor="test")
+        await heartbeat(db, task.id, Beat(), actor="test")
     with pytest.raises(Conflict, match="expired"):
         await completion.complete(db, task.id, SUCCESS, retry=RETRY, actor="test")
-    assert [lost.task_status for lost in await expiry.expire(db, retry=Retry(0.001, 0.001))] == ["queued"]
+    assert [lost.task_status for lost in await expiry.expire(db, retry=Retry(0.001, 0.001), epoch=epoch)] == ["queued"]
     sql("UPDATE llm_tasks SET retry_at = NULL")
     new = (await leases.lease(db, task.id, actor="test")).lease
     for lost in (old.id, "never-was"):
         with pytest.raises(LeaseLost):
-            await leases.heartbeat(db, task.id, lease_id=lost, actor="test")
+            await heartbeat(db, task.id, Beat(lease_id=lost), actor="test")
         with pytest.raises(LeaseLost):
             named = Completion(status="success", output="late", lease_id=lost)
             await completion.complete(db, task.id, named, retry=RETRY, actor="test")
     with pytest.raises(LeaseLost, match="another worker"):
-        await leases.heartbeat(db, task.id, worker_id="w2", actor="test")
+        await heartbeat(db, task.id, Beat(worker_id="w2"), actor="test")
     assert (await tasks.one(db, task.id)).lease_id == new.id
-    assert (await leases.heartbeat(db, task.id, worker_id="w1", actor="test")).id == new.id
+    assert (await heartbeat(db, task.id, Beat(worker_id="w1"), actor="test")).id == new.id
 
 
 async def test_repeating_a_completion_gives_the_first_answer(db, new_task, new_worker):

@@ -1,4 +1,4 @@
-"""Tasks: create, look, lease, heartbeat, complete, requeue."""
+"""Tasks: create, look, lease, heartbeat, complete, requeue, cancel."""
 
 from typing import Annotated, Any, cast
 
@@ -11,9 +11,13 @@ from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
 from bloomd.node import Node
 from bloomd.runtime import completion, leases, tasks
 from bloomd.runtime.completion import Completed
+from bloomd.runtime.explain import Explanation, explain
+from bloomd.runtime.heartbeats import Beat, Progress
+from bloomd.runtime.heartbeats import heartbeat as heartbeat_once
 from bloomd.runtime.leases import Leased
 from bloomd.runtime.model import Completion, Lease, Name, NewTask, Retry, Task, TaskStatus, WorkerName
 from bloomd.runtime.pages import Page
+from bloomd.runtime.tasks import Attempt
 
 # One transaction, one answer: enough for a script's loop, small enough to hold no lock for long.
 MAX_BULK = 500
@@ -27,6 +31,13 @@ class LeaseRequest(msgspec.Struct, frozen=True):
 class Heartbeat(msgspec.Struct, frozen=True):
     lease_id: Name | None = None
     worker_id: WorkerName | None = None
+    progress: Progress | None = None
+
+
+class TaskWithHistory(Task, frozen=True):
+    """A task and its latest attempts, latest first."""
+
+    history: list[Attempt] = msgspec.field(default_factory=list[Attempt])
 
 
 class HeartbeatAnswer(msgspec.Struct, frozen=True):
@@ -82,8 +93,17 @@ async def runs(request: Req) -> list[Task]:
 
 
 @get("/api/runtime/llm-tasks/{task_id:str}", summary="One task")
-async def one(request: Req, task_id: str) -> Task:
-    return await tasks.one(node_of(request).database, task_id)
+async def one(request: Req, task_id: str) -> TaskWithHistory:
+    """With its attempts: by whom, when, and how each ended."""
+    database = node_of(request).database
+    task = await tasks.one(database, task_id)
+    return TaskWithHistory(**msgspec.structs.asdict(task), history=await tasks.history(database, task_id))
+
+
+@get("/api/runtime/llm-tasks/{task_id:str}/explain", summary="Why a task does not run")
+async def explanation(request: Req, task_id: str) -> Explanation:
+    """Every reason there is, each with a code and a sentence."""
+    return await explain(node_of(request).database, task_id)
 
 
 @post(
@@ -121,7 +141,8 @@ async def heartbeat(request: Req, task_id: str) -> HeartbeatAnswer:
 async def heartbeat_of_lease(request: Req, lease_id: str, task_id: str) -> HeartbeatAnswer:
     """For agents that append the path to the URL they were given."""
     body = await read(request, Heartbeat)
-    return await _heartbeat(request, task_id, Heartbeat(_same(lease_id, body.lease_id), body.worker_id))
+    named = msgspec.structs.replace(body, lease_id=_same(lease_id, body.lease_id))
+    return await _heartbeat(request, task_id, named)
 
 
 @post(
@@ -155,14 +176,16 @@ async def requeue(request: Req, task_id: str) -> Task:
     return await tasks.requeue(node_of(request).database, task_id, actor=actor(request))
 
 
+@post("/api/runtime/llm-tasks/{task_id:str}/cancel", summary="Cancel a task that has not ended", status_code=200)
+async def cancel(request: Req, task_id: str) -> Task:
+    """A worker that is at it learns so at its next heartbeat: 409, with a type that ends in `cancelled`."""
+    await read(request, dict[str, Any])
+    return await tasks.cancel(node_of(request).database, task_id, actor=actor(request))
+
+
 async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAnswer:
-    lease = await leases.heartbeat(
-        node_of(request).database,
-        task_id,
-        lease_id=body.lease_id,
-        worker_id=body.worker_id,
-        actor=actor(request),
-    )
+    beat = Beat(lease_id=body.lease_id, worker_id=body.worker_id, progress=body.progress)
+    lease = await heartbeat_once(node_of(request).database, task_id, beat, actor=actor(request))
     return HeartbeatAnswer(lease, lease.expires_at)
 
 
@@ -178,5 +201,6 @@ def _same(in_path: str, in_body: str | None) -> str:
 
 
 HANDLERS = [
-    create, listing, runs, one, lease, heartbeat, heartbeat_of_lease, complete, complete_lease, requeue,
+    create, listing, runs, one, explanation,
+    lease, heartbeat, heartbeat_of_lease, complete, complete_lease, requeue, cancel,
 ]  # fmt: skip

@@ -9,9 +9,11 @@ ALTER TABLE llm_tasks
 
 -- `deadline_at`: when the attempt is over however often it is heartbeated; null for whoever leased a single task.
 -- `serial`: leased by a worker that takes the tasks of one context one at a time.
+-- `outcome`: how the attempt ended; `reason` is what there is to say about it.
 ALTER TABLE leases
     ADD COLUMN deadline_at bigint,
-    ADD COLUMN serial      boolean NOT NULL DEFAULT false;
+    ADD COLUMN serial      boolean NOT NULL DEFAULT false,
+    ADD COLUMN outcome     varchar CHECK (outcome IN ('success', 'error', 'expired', 'deadline', 'released', 'cancelled'));
 
 UPDATE llm_tasks SET ready = false WHERE status = 'queued' AND greatest(not_before, retry_at) > bloom_now_ms();
 
