@@ -224,6 +224,7 @@ async def claim(database: Database, asked: Claim, *, actor: str) -> list[Claimed
             grace=GRACE_SECONDS,
             actor=actor,
         )
+    database.meters.claimed(each.waited_ms / 1000 for each in claimed)
     try:
         await trio.lowlevel.checkpoint_if_cancelled()
     except trio.Cancelled:

@@ -10,7 +10,7 @@ from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided, is_valid, refuse_lost, settled
 from bloomd.runtime.ids import new_id
-from bloomd.runtime.model import Artifact, Completion, Metrics, Result, Retry, Task
+from bloomd.runtime.model import Artifact, Completion, Metrics, Outcome, Result, Retry, Task, TaskStatus
 from bloomd.runtime.refusals import Conflict, Refusal
 
 # Ends the attempts: each result and its artifact are kept, and each task goes where its outcome sends it. What is not
@@ -166,7 +166,7 @@ class Ended(msgspec.Struct, frozen=True):
 
     lease_id: str
     task_id: str
-    task_status: str
+    task_status: TaskStatus
     attempts: int
     retry_at: int | None
     artifact_id: str
@@ -174,7 +174,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class _EndedNow(Ended, frozen=True):
-    outcome: str
+    outcome: Outcome
     ran_ms: int
 
 
@@ -260,6 +260,7 @@ def _ended(lease_id: str, done: Completed) -> Ended:
     return Ended(lease_id, task.id, task.status, task.attempts, task.retry_at, done.artifact.id, done.result.id)
 
 
-def _note(database: Database, outcome: str, task_status: str, attempts: int, ran_ms: int) -> None:
+def _note(database: Database, outcome: Outcome, task_status: TaskStatus, attempts: int, ran_ms: int) -> None:
     """Count an attempt that has just ended; its worker can take another task now."""
+    database.meters.ended(outcome, ran_ms / 1000, task_status=task_status, attempts=attempts)
     database.on_offer()

@@ -4,12 +4,14 @@ Two clocks run. A lease *expires* when its worker stays silent for its ttl. An a
 was pushed to one, also has a *deadline* (`claims.py`): a worker that heartbeats for ever without finishing loses it.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 from psycopg.rows import TupleRow
 
 from bloomd.postgres import Connection
 from bloomd.runtime.database import Database, rows
-from bloomd.runtime.model import Retry
+from bloomd.runtime.model import AttemptOutcome, Retry, TaskStatus
 
 # Leases ended by one statement of the sweeper: it holds the locks of as many tasks for some milliseconds.
 SWEEP_BATCH = 500
@@ -120,10 +122,10 @@ class Expired(msgspec.Struct, frozen=True):
     lease_id: str
     task_id: str
     worker_id: str
-    outcome: str
+    outcome: AttemptOutcome
     reason: str
     ran_ms: int
-    task_status: str | None
+    task_status: TaskStatus | None
     """Where the task went; None when it had a newer lease, which an old one never touches."""
     attempts: int | None
 
@@ -142,6 +144,7 @@ async def expire(database: Database, *, retry: Retry, epoch: int) -> list[Expire
     )
     if expired:
         database.on_offer()
+    note(database, expired)
     return expired
 
 
@@ -150,6 +153,7 @@ async def rescue(database: Database, *, epoch: int) -> list[str]:
     rescued = await database.change(_Id, RESCUE, batch=SWEEP_BATCH, epoch=epoch)
     if rescued:
         database.on_offer()
+        database.meters.stranded(len(rescued))
     return [task.id for task in rescued]
 
 
@@ -174,3 +178,11 @@ async def end_all_of(
         **retry.parameters,
     }
     return await rows(connection, Expired, EXPIRE, parameters)
+
+
+def note(database: Database, ended: Iterable[Expired]) -> None:
+    """Count leases that were ended, once that has been committed."""
+    for each in ended:
+        database.meters.ended(
+            each.outcome, each.ran_ms / 1000, task_status=each.task_status, attempts=each.attempts or 0
+        )

@@ -135,6 +135,7 @@ async def lease(
         _LeasedNow, LEASE, task_id=task_id, worker_id=worker_id, ttl_seconds=ttl_seconds, actor=actor
     )
     if leased:
+        database.meters.claimed([leased[0].waited_ms / 1000])
         return Leased(leased[0].lease, leased[0].worker)
     task = await tasks.one(database, task_id)
     if task.status != "queued":

@@ -5,15 +5,11 @@ a route, the sweeper, or code that knows no HTTP. Each node counts what it did i
 """
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-from bloomd.runtime.model import TaskStatus
-
-AttemptOutcome = Literal["success", "error", "expired", "deadline", "released", "cancelled"]
-"""How an attempt ended: as the worker said, because it fell silent, because its time was over, given back, or cancelled
-under way."""
+from bloomd.runtime.model import AttemptOutcome, TaskStatus
 
 FINAL: tuple[TaskStatus, ...] = ("completed", "failed", "dead", "cancelled")
 

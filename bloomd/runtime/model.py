@@ -14,6 +14,8 @@ LeaseStatus = Literal["active", "expired", "released", "failed"]
 WorkerStatus = Literal["online", "offline", "syncing", "error", "unknown"]
 Format = Literal["json", "text"]
 Outcome = Literal["success", "error"]
+AttemptOutcome = Literal["success", "error", "expired", "deadline", "released", "cancelled"]
+"""As the worker said; because it fell silent, or took too long; given back; cancelled under way."""
 
 
 class Policy(msgspec.Struct, frozen=True):

@@ -92,6 +92,9 @@ async def _give_back(database: Database, back: Sequence[Release], actor: str) ->
     given = await database.change(Lease, RELEASE, back=Jsonb(msgspec.to_builtins(back)), actor=actor)
     if given:
         database.on_offer()
+    for lease in given:
+        ran_ms = (lease.ended_at or lease.started_at) - lease.started_at
+        database.meters.ended("released", ran_ms / 1000, task_status="queued", attempts=lease.attempt or 0)
     return given
 
 

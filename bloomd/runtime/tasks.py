@@ -1,14 +1,14 @@
 """Tasks: queue them, look at them, cancel them, queue them again."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from psycopg.types.json import Jsonb
 
 from bloomd.runtime.database import Database
 from bloomd.runtime.ids import new_id
-from bloomd.runtime.model import NewTask, Task, TaskStatus
+from bloomd.runtime.model import AttemptOutcome, NewTask, Task, TaskStatus
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound
 
@@ -89,6 +89,7 @@ WITH task AS (
        SET status = 'released', outcome = 'cancelled', ended_at = bloom_now_ms()
       FROM task
      WHERE leases.id = task.lease_id AND leases.status = 'active'
+    RETURNING leases.task_id, leases.ended_at - leases.started_at AS ran_ms
 ), moved AS (
     UPDATE llm_tasks
        SET status = 'cancelled', retry_at = NULL, updated_at = bloom_now_ms()
@@ -101,7 +102,9 @@ WITH task AS (
            'it was ' || (SELECT status FROM task) || coalesce(' on worker ' || worker_id, '')
       FROM moved
 )
-SELECT * FROM moved
+SELECT to_jsonb(moved) AS task, lease.ran_ms
+  FROM moved
+  LEFT JOIN lease ON lease.task_id = moved.id
 """
 
 # The attempts of a task, latest first. Leases from before `outcome` was kept tell it by their status.
@@ -131,6 +134,12 @@ class Id(msgspec.Struct, frozen=True):
     id: str
 
 
+class _Cancelled(msgspec.Struct, frozen=True):
+    task: Task
+    ran_ms: int | None
+    """None when it was not under way."""
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """One lease of a task, and how it ended."""
 
@@ -141,7 +150,7 @@ class Attempt(msgspec.Struct, frozen=True):
     last_heartbeat: int | None
     deadline_at: int | None
     ended_at: int | None
-    outcome: Literal["success", "error", "expired", "deadline", "released", "cancelled"] | None
+    outcome: AttemptOutcome | None
     """None while it is under way. A released attempt does not count."""
     error: str | None
 
@@ -156,6 +165,7 @@ async def create(database: Database, tasks: Sequence[NewTask], *, actor: str) ->
     created = {row.id: row for row in await database.change(Task, CREATE, tasks=rows, actor=actor)}
     if created:
         database.on_offer()
+        database.meters.created(len(created))
     keys = [task.idempotency_key for id, task in asked if id not in created]
     earlier = {row.idempotency_key: row for row in await database.rows(Task, BY_KEY, keys=keys)} if keys else {}
     return [
@@ -240,9 +250,14 @@ async def cancel(database: Database, id: str, *, actor: str) -> Task:
         NotFound: there is none with this id.
         Conflict: it has ended already.
     """
-    if cancelled := await database.change(Task, CANCEL, id=id, actor=actor):
+    if cancelled := await database.change(_Cancelled, CANCEL, id=id, actor=actor):
         database.on_offer()
-        return cancelled[0]
+        task, ran_ms = cancelled[0].task, cancelled[0].ran_ms
+        if ran_ms is None:
+            database.meters.finished("cancelled", task.attempts)
+        else:
+            database.meters.ended("cancelled", ran_ms / 1000, task_status="cancelled", attempts=task.attempts)
+        return task
     task = await one(database, id)
     raise Conflict(f"Task status is '{task.status}', expected 'queued', 'leased' or 'running'")
 

@@ -204,13 +204,17 @@ async def remove(database: Database, id: str, *, force: Retry | None = None, act
         await trio.sleep(FORCE_PAUSE * attempt)
         try:
             async with database.transaction() as connection:
-                if force:
+                ended = (
                     await expiry.end_all_of(connection, id, retry=force, reason="its worker was removed", actor=actor)
-                if await rows(connection, _Id, REMOVE, {"id": id, "actor": actor}):
-                    return
-                raise _StillBusy
+                    if force
+                    else []
+                )
+                if not await rows(connection, _Id, REMOVE, {"id": id, "actor": actor}):
+                    raise _StillBusy
         except _StillBusy:
-            pass
+            continue
+        expiry.note(database, ended)
+        return
     worker = await one(database, id)
     raise Conflict(f"Worker holds {worker.active_leases} active leases; wait for them, or remove it with ?force=true")
 
