@@ -25,6 +25,7 @@ from bloomd.runtime.database import Database
 from bloomd.runtime.model import Lease, Task
 from bloomd.runtime.refusals import NotFound
 from bloomd.runtime.tasks import Id
+from bloomd.runtime.wakeups import Wakeups
 
 # Beyond the time that a task allows an attempt: to start, to stop, and to send the result.
 GRACE_SECONDS = 30
@@ -244,9 +245,10 @@ async def give_back(database: Database, lease_ids: list[str], *, actor: str) -> 
 class WaitingRoom:
     """Those who wait for a task at this node, in the order in which they came."""
 
-    def __init__(self, database: Database, *, refresh_seconds: Callable[[], float]) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, *, refresh_seconds: Callable[[], float]) -> None:
         """`refresh_seconds`: how often it is noted that who waits is alive."""
         self._database = database
+        self._wakeups = wakeups
         self._refresh_seconds = refresh_seconds
         self._waiting: dict[object, _Waiting] = {}
         self._offered = trio.Event()
@@ -289,24 +291,37 @@ class WaitingRoom:
         self._call(self._waiting)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Call those who could have a task, for as long as anybody waits, until cancelled."""
-        task_status.started()
+        """Call those who could have a task, for as long as anybody waits, until cancelled.
+
+        Raises:
+            Unavailable: the database is away; who waits is called, asks again, and is told so.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pass_offers_on)
+            task_status.started()
+            try:
+                await self._call_for_ever()
+            except Unavailable:
+                self._call(self._waiting)
+                raise
+
+    async def _call_for_ever(self) -> None:
         refresh_at = 0.0
         while True:
             with trio.move_on_after(POLL_SECONDS):
                 await self._offered.wait()
             self._offered = trio.Event()
-            if not self._waiting:
-                continue
-            try:
+            if self._waiting:
                 self._call(await self._could_claim())
-                if trio.current_time() >= refresh_at:
-                    await sign_of_life(
-                        self._database, [each.asked.worker_id for each in self._waiting.values()], actor="bloomd"
-                    )
-                    refresh_at = trio.current_time() + self._refresh_seconds()
-            except Unavailable:
-                self._call(self._waiting)  # who asks again now is told why there is nothing
+            if self._waiting and trio.current_time() >= refresh_at:
+                workers = [each.asked.worker_id for each in self._waiting.values()]
+                await sign_of_life(self._database, workers, actor="bloomd")
+                refresh_at = trio.current_time() + self._refresh_seconds()
+
+    async def _pass_offers_on(self) -> None:
+        while True:
+            await self._wakeups.offers.wait()
+            self.offer()
 
     @contextmanager
     def _place(self, asked: Claim) -> Generator["_Waiting"]:

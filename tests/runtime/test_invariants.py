@@ -304,7 +304,7 @@ async def test_7_no_change_without_its_audit_entry(db, new_task, new_worker, sql
         lambda: workers.register(db, workers.NewWorker(name="w2"), actor="test"),
         lambda: workers.remove(db, "w1", force=RETRY, actor="test"),
         lambda: liveness.mark_silent(db, offline_after=-1, mirrored=False, epoch=epoch),
-        lambda: liveness.mirror(db, [Agent(id="w3")], offline_after=60),
+        lambda: liveness.mirror(db, [Agent(id="w3")], offline_after=60, epoch=epoch),
     ):
         with pytest.raises(psycopg.errors.CheckViolation):
             await change()

@@ -1,11 +1,71 @@
-"""Leases: look at them."""
+"""Leases: for workers that ask for tasks themselves, and do all else with many of them at once."""
 
-from litestar import Response, get
+from typing import Annotated, Any, cast
 
-from bloomd.http.requests import Cursor, Limit, Req, node_of, page_of
-from bloomd.runtime import leases
-from bloomd.runtime.model import Lease, LeaseStatus
+import msgspec
+import trio
+from litestar import Response, get, post
+from msgspec import Meta
+
+from bloomd.errors import Unavailable
+from bloomd.http.bodies import convert, read, read_json
+from bloomd.http.problems import problem_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
+from bloomd.http.routes.tasks import retry_of
+from bloomd.runtime import completion, leases, releases
+from bloomd.runtime.claims import Claim, Claimed
+from bloomd.runtime.heartbeats import Beat, Progress, heartbeat_many
+from bloomd.runtime.model import Completion, Label, Lease, LeaseStatus, Name, WorkerName
 from bloomd.runtime.pages import Page
+from bloomd.runtime.refusals import Refusal
+from bloomd.runtime.releases import Release
+
+# As many as a claim may give, several times over: who drives a machine may drive some.
+MAX_MANY = 500
+
+Many = Meta(min_length=1, max_length=MAX_MANY)
+
+
+class ClaimRequest(msgspec.Struct, frozen=True):
+    worker_id: WorkerName
+    max: Annotated[int, Meta(ge=1, le=100)] = 1
+    wait_seconds: Annotated[int | float, Meta(ge=0, le=60)] = 0
+    labels: Annotated[list[Label], Meta(max_length=64)] | None = None
+    ttl_seconds: Annotated[int, Meta(ge=5, le=86400)] | None = None
+
+
+class ClaimAnswer(msgspec.Struct, frozen=True):
+    leases: list[Claimed]
+
+
+class LeaseHeartbeat(msgspec.Struct, frozen=True):
+    lease_id: Name
+    worker_id: WorkerName | None = None
+    progress: Progress | None = None
+
+
+class LeaseCompletion(Completion, frozen=True, kw_only=True):
+    """A completion that names its lease."""
+
+    lease_id: Name
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one of many: what came of it, or the error that it would have been alone."""
+
+    lease_id: str
+    ok: bool
+    expires_at: int | None = None
+    task_id: str | None = None
+    task_status: str | None = None
+    attempts: int | None = None
+    retry_at: int | None = None
+    artifact_id: str | None = None
+    result_id: str | None = None
+    status: int | None = None
+    """Of the error, as HTTP has it."""
+    type: str | None = None
+    error: str | None = None
 
 
 @get("/api/runtime/leases", summary="Leases, newest first")
@@ -21,4 +81,96 @@ async def listing(
     return page_of(rows, page, lambda lease: (lease.started_at, lease.id), request)
 
 
-HANDLERS = [listing]
+@post(
+    "/api/runtime/leases/claim", summary="Ask for tasks, and wait for some", status_code=200, opt={"body": ClaimRequest}
+)
+async def claim(request: Req) -> ClaimAnswer:
+    """Up to `max`, as far as the worker has room. Empty when there is nothing for it within `wait_seconds`."""
+    body = await read(request, ClaimRequest)
+    asked = Claim(body.worker_id, body.max, body.labels, body.ttl_seconds)
+    room = node_of(request).waiting_room
+    answer: list[Claimed] | Refusal | Unavailable = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
+        try:
+            answer = await room.claim(asked, wait_seconds=body.wait_seconds, actor=actor(request))
+        except (Refusal, Unavailable) as error:
+            answer = error
+        nursery.cancel_scope.cancel()
+    if isinstance(answer, Exception):
+        raise answer
+    return ClaimAnswer(answer)
+
+
+@post(
+    "/api/runtime/leases/heartbeat",
+    summary="Prolong many leases",
+    status_code=200,
+    opt={"body": LeaseHeartbeat, "only_many": True},
+)
+async def heartbeat(request: Req) -> list[Outcome]:
+    """One outcome each, in order."""
+    many = convert(await read_json(request), Annotated[list[LeaseHeartbeat], Many])
+    beats = [Beat(each.lease_id, each.worker_id, each.progress) for each in many]
+    answers = await heartbeat_many(node_of(request).database, beats, actor=actor(request))
+    return [
+        _refused(asked.lease_id, answer)
+        if isinstance(answer, Refusal)
+        else Outcome(asked.lease_id, ok=True, task_id=answer.task_id, expires_at=answer.expires_at)
+        for asked, answer in zip(many, answers, strict=True)
+    ]
+
+
+@post(
+    "/api/runtime/leases/complete",
+    summary="End many attempts with their results",
+    status_code=200,
+    opt={"body": LeaseCompletion, "only_many": True},
+)
+async def complete(request: Req) -> list[Outcome]:
+    """One outcome each, in order."""
+    node = node_of(request)
+    many = convert(await read_json(request), Annotated[list[LeaseCompletion], Many])
+    answers = await completion.complete_many(node.database, many, retry=retry_of(node), actor=actor(request))
+    return [
+        _refused(asked.lease_id, answer)
+        if isinstance(answer, Refusal)
+        else Outcome(ok=True, **msgspec.structs.asdict(answer))
+        for asked, answer in zip(many, answers, strict=True)
+    ]
+
+
+@post(
+    "/api/runtime/leases/release",
+    summary="Give tasks back",
+    status_code=200,
+    opt={"body": Release, "only_many": True},
+)
+async def release(request: Req) -> list[Outcome]:
+    """They are queued again, and no attempt is counted. One outcome each, in order."""
+    many = convert(await read_json(request), Annotated[list[Release], Many])
+    answers = await releases.release(node_of(request).database, many, actor=actor(request))
+    return [
+        _refused(asked.lease_id, answer)
+        if isinstance(answer, Refusal)
+        else Outcome(asked.lease_id, ok=True, task_id=answer.task_id, task_status="queued")
+        for asked, answer in zip(many, answers, strict=True)
+    ]
+
+
+def _refused(lease_id: str, refusal: Refusal) -> Outcome:
+    problem = problem_of(refusal)
+    if problem is None:
+        raise refusal
+    body = cast("dict[str, Any]", problem.body)
+    return Outcome(lease_id, ok=False, status=problem.status, type=body["type"], error=body["error"])
+
+
+async def _cancel_when_gone(request: Req, scope: trio.CancelScope) -> None:
+    """Nobody shall get a task whose connection is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+HANDLERS = [listing, claim, heartbeat, complete, release]

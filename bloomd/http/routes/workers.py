@@ -1,11 +1,11 @@
-"""Workers: register, look, remove."""
+"""Workers: register, look, hold back, remove."""
 
 from typing import Any, cast
 
 import msgspec
 from litestar import Response, delete, get, post
 
-from bloomd.http.bodies import convert, read_json
+from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
 from bloomd.http.routes.tasks import retry_of
 from bloomd.runtime import workers
@@ -59,4 +59,23 @@ async def remove(request: Req, worker_id: str, force: bool = False) -> Removed:
     return Removed(removed=True, id=worker_id)
 
 
-HANDLERS = [listing, one, register, remove]
+@post("/api/runtime/workers/{worker_id:str}/cordon", summary="Give a worker no new leases", status_code=200)
+async def cordon(request: Req, worker_id: str) -> Worker:
+    await read(request, dict[str, Any])
+    return await workers.cordon(node_of(request).database, worker_id, actor=actor(request))
+
+
+@post("/api/runtime/workers/{worker_id:str}/uncordon", summary="Give a worker leases again", status_code=200)
+async def uncordon(request: Req, worker_id: str) -> Worker:
+    await read(request, dict[str, Any])
+    return await workers.uncordon(node_of(request).database, worker_id, actor=actor(request))
+
+
+@post("/api/runtime/workers/{worker_id:str}/drain", summary="Let a worker finish, to take it away", status_code=200)
+async def drain(request: Req, worker_id: str) -> Worker:
+    """It gets no new leases, and is empty when `active_leases` is 0."""
+    await read(request, dict[str, Any])
+    return await workers.drain(node_of(request).database, worker_id, actor=actor(request))
+
+
+HANDLERS = [listing, one, register, remove, cordon, uncordon, drain]
