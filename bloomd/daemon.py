@@ -25,9 +25,9 @@ from bloomd.membridge.sync import Sync
 from bloomd.node import Node
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.listen import listen
-from bloomd.probes import Probe, membridge, minio, postgresql
+from bloomd.probes import Probe, ProbeStatus, membridge, minio, postgresql
 from bloomd.reload import Reloader
-from bloomd.runtime import liveness, stored
+from bloomd.runtime import liveness, stored, wakeups
 from bloomd.runtime.connector import Connector
 from bloomd.runtime.model import Retry
 from bloomd.runtime.sweeper import Rules, Sweeper
@@ -89,9 +89,12 @@ class Daemon:
             mirror=self._mirror,
         )
         node.probes = [
-            Probe("postgresql", lambda: postgresql.check(node.settings.database), lambda: node.settings.probes),
-            Probe("minio", lambda: minio.check(node.settings.minio), lambda: node.settings.probes),
-            Probe("membridge", lambda: membridge.check(node.settings.membridge), lambda: node.settings.probes),
+            Probe(name, check, lambda: node.settings.probes, observe=self._on_probe)
+            for name, check in {
+                "postgresql": lambda: postgresql.check(node.settings.database),
+                "minio": lambda: minio.check(node.settings.minio),
+                "membridge": lambda: membridge.check(node.settings.membridge),
+            }.items()
         ]
         node.root = Supervisor(self.services(), observe=self._on_change)
         self._reloader = Reloader(node, read, connector=self.connector, binds=binds, http=self.http)
@@ -128,6 +131,9 @@ class Daemon:
                 stop_seconds=KEYS_STOP_SECONDS,
             ),
             Service("notifications", self._notifications, needs=("database",), retry=DATABASE_RETRY),
+            Service("wake-ups", node.wakeups.run, needs=("database",), retry=DATABASE_RETRY),
+            Service("events", node.feed.run, needs=("database",), retry=DATABASE_RETRY),
+            Service("claims", node.waiting_room.run, needs=("database",), retry=DATABASE_RETRY),
             Service("audit", self.audit.run, needs=("database",), retry=DATABASE_RETRY),
             Service("sweeper", self.sweeper.run, needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", self.polls.run, needs=("database",), retry=DATABASE_RETRY),
@@ -183,6 +189,7 @@ class Daemon:
             else:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self.node.stopping.set()
+                self.node.waiting_room.close()
                 self._reloader.give_up()
                 self._binds.close_all()
                 self.node.root.stop()
@@ -193,19 +200,24 @@ class Daemon:
 
     async def _notifications(self, *, task_status: trio.TaskStatus[None]) -> None:
         """One connection that listens for all: what other nodes change is taken over at once."""
+        node = self.node
 
         def notified(channel: str, payload: str) -> None:
-            self._stored_changed.set()
+            if channel == stored.CHANNEL:
+                self._stored_changed.set()
+            else:
+                node.wakeups.notified(channel, payload)
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(listen, self.node.settings.database.url, [stored.CHANNEL], notified)
+            await nursery.start(listen, node.settings.database.url, [stored.CHANNEL, *wakeups.CHANNELS], notified)
             self._stored_changed.set()  # what changed before we listened
+            node.wakeups.wake_all()
             task_status.started()
             while True:
                 with trio.move_on_after(STORED_POLL_SECONDS):
                     await self._stored_changed.wait()
                 self._stored_changed = trio.Event()
-                await self.node.take_stored()
+                await node.take_stored()
 
     def _sweeper_rules(self) -> Rules:
         settings = self.node.settings
@@ -218,6 +230,10 @@ class Daemon:
 
     async def _mirror(self, agents: Sequence[Agent]) -> liveness.Mirrored:
         return await liveness.mirror(self.node.database, agents, offline_after=self.node.settings.workers.offline_after)
+
+    def _on_probe(self, status: ProbeStatus) -> None:
+        told = {"name": status.name, "state": status.state, "error": status.error, "node": self.node.name}
+        self.node.feed.live("probe", told)
 
     def _on_change(self, change: Change) -> None:
         """Log what an operator would want to read afterwards. Trouble is logged by the supervisor, with its error."""

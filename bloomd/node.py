@@ -19,8 +19,10 @@ from bloomd.membridge.sync import Sync
 from bloomd.probes import Probe
 from bloomd.runtime import stored
 from bloomd.runtime.database import Database
+from bloomd.runtime.events import Feed
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.stats import Counter, Stats
+from bloomd.runtime.wakeups import Wakeups
 from bloomd.settings import Loaded, Settings, secrets
 from bloomd.supervisor import LoopLag, Supervisor
 
@@ -59,6 +61,10 @@ class Node:
         """The settings that were made through the API, as they were read last."""
         self.name = socket.gethostname()
         self.database = Database()
+        self.wakeups = Wakeups(self.database)
+        self.database.on_change = self.wakeups.change
+        self.database.on_offer = self.wakeups.offer
+        self.feed = Feed(self.database, self.wakeups)
         self.stats = Counter(self.database)
         self.keys = KeyRing(self.database)
         self.lag = LoopLag()
