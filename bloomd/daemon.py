@@ -101,8 +101,8 @@ class Daemon:
         node.reload = self._reloader.reload
 
     def services(self) -> list[Service]:
-        """The table."""
-        node, settings = self.node, self.node.settings
+        """The table. What is `only` the leader's stands by on the other nodes, and counts as running there."""
+        node, settings, only = self.node, self.node.settings, self.node.leadership.only
         probes = Supervisor([Service(probe.name, probe.run) for probe in node.probes])
         return [
             Service("control", partial(self.control.serve, self._control_socket.socket), essential=True),
@@ -135,11 +135,12 @@ class Daemon:
             Service("events", node.feed.run, needs=("database",), retry=DATABASE_RETRY),
             Service("claims", node.waiting_room.run, needs=("database",), retry=DATABASE_RETRY),
             Service("audit", self.audit.run, needs=("database",), retry=DATABASE_RETRY),
-            Service("sweeper", self.sweeper.run, needs=("database",), retry=DATABASE_RETRY),
-            Service("worker-polls", self.polls.run, needs=("database",), retry=DATABASE_RETRY),
+            Service("leader-election", node.leadership.run, needs=("database",), retry=DATABASE_RETRY),
+            Service("sweeper", only(self.sweeper.run), needs=("database",), retry=DATABASE_RETRY),
+            Service("worker-polls", only(self.polls.run), needs=("database",), retry=DATABASE_RETRY),
             Service(
                 "membridge-sync",
-                node.sync.run,
+                only(node.sync.run, meanwhile=node.sync.stand_by),
                 needs=("database",),
                 configured=lambda: node.membridge.configured,
                 retry=Backoff(first=1.0, cap=settings.membridge.sync_interval),
@@ -228,8 +229,9 @@ class Daemon:
             mirrored=self.node.membridge.configured,
         )
 
-    async def _mirror(self, agents: Sequence[Agent]) -> liveness.Mirrored:
-        return await liveness.mirror(self.node.database, agents, offline_after=self.node.settings.workers.offline_after)
+    async def _mirror(self, agents: Sequence[Agent], epoch: int) -> liveness.Mirrored:
+        offline_after = self.node.settings.workers.offline_after
+        return await liveness.mirror(self.node.database, agents, epoch, offline_after=offline_after)
 
     def _on_probe(self, status: ProbeStatus) -> None:
         told = {"name": status.name, "state": status.state, "error": status.error, "node": self.node.name}

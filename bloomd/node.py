@@ -21,6 +21,7 @@ from bloomd.runtime import stored
 from bloomd.runtime.database import Database
 from bloomd.runtime.events import Feed
 from bloomd.runtime.keyring import KeyRing
+from bloomd.runtime.leader import Leadership
 from bloomd.runtime.stats import Counter, Stats
 from bloomd.runtime.wakeups import Wakeups
 from bloomd.settings import Loaded, Settings, secrets
@@ -65,6 +66,7 @@ class Node:
         self.database.on_change = self.wakeups.change
         self.database.on_offer = self.wakeups.offer
         self.feed = Feed(self.database, self.wakeups)
+        self.leadership = Leadership(self.database, self.name)
         self.stats = Counter(self.database)
         self.keys = KeyRing(self.database)
         self.lag = LoopLag()

@@ -147,8 +147,9 @@ class Reloader:
         restarts: list[str] = []
         if changed & {"probes", "database", "minio", "membridge"}:
             restarts.append("probes")
-        if "database" in changed:
-            restarts += ["notifications"] if self._node.database.away is None else ["database", "notifications"]
+        if "database" in changed:  # who leads in one database leads nobody in another
+            restarts += [] if self._node.database.away is None else ["database"]
+            restarts += ["notifications", "leader-election"]
         return restarts
 
 

@@ -81,7 +81,7 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
         return answers.Probes(probes=[probe(await each.now()) for each in chosen])
 
     async def sync(params: NoParams, call: Call) -> answers.SyncRound:
-        done = await node.sync.now()
+        done = await node.sync.now(node.leadership.epoch())
         return answers.SyncRound(
             agents=done.agents,
             added=done.added,

@@ -56,15 +56,15 @@ class Polls:
         self,
         settings: Callable[[], Workers],
         list_targets: Callable[[], Awaitable[Sequence[Target]]],
-        record_many: Callable[[list[PollResult]], Awaitable[None]],
+        record_many: Callable[[list[PollResult], int], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._list_targets = list_targets
         self._record_many = record_many
         self._silent: set[str] = set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do a round at once and then one every interval.
+    async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do a round at once and then one every interval, as the leader of this epoch.
 
         Raises:
             Unavailable: the workers cannot be listed, or the results not be recorded.
@@ -72,10 +72,10 @@ class Polls:
         task_status.started()
         while True:
             due = trio.current_time() + self._settings().poll_interval
-            await self._round()
+            await self._round(epoch)
             await trio.sleep_until(due)
 
-    async def _round(self) -> None:
+    async def _round(self, epoch: int) -> None:
         targets = sorted(await self._list_targets(), key=lambda target: target.id in self._silent)
         networks = self._settings().allowed_networks
         places = trio.Semaphore(CONCURRENCY)
@@ -95,18 +95,20 @@ class Polls:
 
         results: list[PollResult] = []
         async with trio.open_nursery() as recording:
-            recording.start_soon(self._record, receive, results)
+            recording.start_soon(self._record, receive, results, epoch)
             async with send, trio.open_nursery() as polling:
                 polling.start_soon(start_all)
         self._silent = {result.id for result in results if not result.ok}
 
-    async def _record(self, receive: trio.MemoryReceiveChannel[PollResult], results: list[PollResult]) -> None:
+    async def _record(
+        self, receive: trio.MemoryReceiveChannel[PollResult], results: list[PollResult], epoch: int
+    ) -> None:
         async for first in receive:
             batch = [first]
             while receive.statistics().current_buffer_used:
                 batch.append(receive.receive_nowait())
             results += batch
-            await self._record_many(batch)
+            await self._record_many(batch, epoch)
 
 
 async def poll(id: str, url: str, networks: tuple[str, ...]) -> PollResult:

@@ -7,6 +7,8 @@ tries again with a growing delay (give its `Service` a backoff that is capped at
 
 That holds for a refused key and a redirect as well, although those are a person's affair: that person may well put it
 right on the other side, of which nothing here would hear.
+
+Only the leader mirrors; `stand_by` is what the other nodes do instead.
 """
 
 import time
@@ -58,7 +60,7 @@ class Sync:
         self,
         client: Callable[[], MembridgeClient],
         interval: Callable[[], float],
-        mirror: Callable[[list[Agent]], Awaitable[Mirrored]],
+        mirror: Callable[[list[Agent], int], Awaitable[Mirrored]],
         *,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -75,34 +77,48 @@ class Sync:
         """The settings have changed: let the next round begin now."""
         self._woken.set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do a round at once, then one every interval, or when woken.
+    async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """As the leader of this epoch, do a round at once, then one every interval, or when woken.
 
         Raises:
             Unavailable: a round failed.
         """
-        due = await self._next()
+        due = await self._next(epoch)
         task_status.started()
         while True:
             with trio.move_on_at(due):
                 await self._woken.wait()
-            due = await self._next()
+            due = await self._next(epoch)
 
-    async def _next(self) -> float:
+    async def stand_by(self) -> None:
+        """While another node does the rounds: forget how those of this one went, and wait.
+
+        Raises:
+            Unavailable: no server is configured any more.
+        """
+        self.status = SyncStatus()
+        while True:
+            self._client()
+            self._woken = trio.Event()
+            await self._woken.wait()
+
+    async def _next(self, epoch: int) -> float:
         """Do a round by the settings in force; when the one after it is due."""
         while True:
             self._woken = woken = trio.Event()
             due = trio.current_time() + self._interval()
             try:
-                await self.now()
+                await self.now(epoch)
             except (Unavailable, Misconfigured) as error:
                 if not woken.is_set():
                     raise Unavailable(one_line(error)) from error
             else:
                 return due
 
-    async def now(self) -> SyncOutcome:
+    async def now(self, epoch: int) -> SyncOutcome:
         """Do a round now, whether or not the service runs; one that is under way is waited for instead.
+
+        `epoch` is the one in which this node leads.
 
         Raises:
             Unavailable, Misconfigured: it failed, as the call or the mirror says.
@@ -110,18 +126,18 @@ class Sync:
         rounds = self._rounds
         async with self._lock:
             if self._rounds == rounds:
-                return await self._round()
+                return await self._round(epoch)
         if self.status.error is not None:
             raise Unavailable(self.status.error)
         if self.status.outcome is None:
             raise AssertionError("a round without an error has an outcome")
         return self.status.outcome
 
-    async def _round(self) -> SyncOutcome:
+    async def _round(self, epoch: int) -> SyncOutcome:
         started = trio.current_time()
         try:
             agents = await self._client().agents()
-            mirrored = await self._mirror(agents)
+            mirrored = await self._mirror(agents, epoch)
         except (Unavailable, Misconfigured) as error:
             self._rounds += 1
             self.status = msgspec.structs.replace(self.status, failures=self.status.failures + 1, error=one_line(error))

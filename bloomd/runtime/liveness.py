@@ -3,6 +3,8 @@
 A worker is online while something vouches for it: what this runtime sees itself (a registration as online, a claim, a
 heartbeat, an answered health poll: `alive_at`), or Membridge saying `online` (`membridge_online_at`). Who has been
 silent for `workers.offline_after` goes offline. Values that a source does not send never overwrite what is known.
+
+All of this is for the leader to find out (`leader.py`): what it says in an epoch that is over changes nothing.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ from collections.abc import Sequence
 import msgspec
 from psycopg.types.json import Jsonb
 
-from bloomd.runtime.database import Database, rows
+from bloomd.errors import Unavailable
+from bloomd.runtime.database import Database
 
 # One round of mirroring: every agent in one statement, and only rows that differ are written.
 MIRROR = """
@@ -19,6 +22,7 @@ WITH agent AS (
       FROM jsonb_to_recordset(%(agents)s) AS agent (
                id varchar, node_id varchar, url varchar, status varchar, capabilities jsonb, last_seen_ms bigint,
                ip_addrs jsonb, obs_count integer, db_sha varchar)
+     WHERE bloom_leads(%(epoch)s)
      ORDER BY id
 ), known AS MATERIALIZED (
     SELECT workers.* FROM workers JOIN agent ON agent.id = workers.id ORDER BY workers.id FOR UPDATE OF workers
@@ -81,7 +85,7 @@ WITH agent AS (
             UNION ALL
             SELECT 'worker.updated', id, status FROM changed) AS each
 )
-SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM changed) AS changed
+SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM changed) AS changed, bloom_leads(%(epoch)s) AS led
 """
 
 # The workers of these sources for which nothing vouches any more: those online, and of a list those not on it either.
@@ -89,7 +93,8 @@ SILENT = """
 WITH quiet AS (
     SELECT id
       FROM workers
-     WHERE source = ANY (%(sources)s)
+     WHERE bloom_leads(%(epoch)s)
+       AND source = ANY (%(sources)s)
        AND (status = 'online' OR status <> 'offline' AND id <> ALL (%(listed)s::varchar[]))
        AND coalesce(greatest(alive_at, membridge_online_at), registered_at) < bloom_now_ms() - %(offline_after_ms)s
      ORDER BY id
@@ -113,7 +118,7 @@ WITH poll AS (
     SELECT *
       FROM jsonb_to_recordset(%(polls)s) AS poll (
                id varchar, ok boolean, version varchar, os_info varchar, capabilities jsonb, ip_addrs jsonb)
-     WHERE ok
+     WHERE ok AND bloom_leads(%(epoch)s)
 ), known AS MATERIALIZED (
     SELECT workers.id, workers.status
       FROM workers
@@ -139,7 +144,7 @@ WITH poll AS (
       FROM alive
      WHERE before <> 'online'
 )
-SELECT id FROM alive
+SELECT before FROM alive
 """
 
 
@@ -156,47 +161,63 @@ class Mirrored(msgspec.Struct, frozen=True):
     offline: int = 0
 
 
+class _Mirrored(msgspec.Struct, frozen=True):
+    added: int
+    changed: int
+    led: bool
+
+
 class _Id(msgspec.Struct, frozen=True):
     id: str
 
 
-async def mirror(database: Database, agents: Sequence[msgspec.Struct], *, offline_after: float) -> Mirrored:
+class _Polled(msgspec.Struct, frozen=True):
+    before: str
+    """Its status until now."""
+
+
+async def mirror(database: Database, agents: Sequence[msgspec.Struct], epoch: int, *, offline_after: float) -> Mirrored:
     """Take over what Membridge says of its agents (`Agent` structs of `bloomd.membridge.agents`). Leases are untouched.
 
-    Two statements whatever the number of agents, in one transaction with their audit entries. `offline_after` is in
-    seconds.
+    Two statements whatever the number of agents; each is whole without the other. `offline_after` is in seconds.
+
+    Raises:
+        Unavailable: the epoch is over.
     """
     listed = msgspec.to_builtins(agents)
     milliseconds = int(offline_after * 1000)
-    async with database.transaction() as connection:
-        [done] = await rows(connection, Mirrored, MIRROR, {"agents": Jsonb(listed), "offline_after_ms": milliseconds})
-        gone = await rows(
-            connection,
-            _Id,
-            SILENT,
-            {
-                "sources": ["membridge"],
-                "listed": [agent["id"] for agent in listed],
-                "offline_after_ms": milliseconds,
-                "actor": "membridge",
-            },
-        )
+    [done] = await database.rows(_Mirrored, MIRROR, agents=Jsonb(listed), offline_after_ms=milliseconds, epoch=epoch)
+    if not done.led:
+        raise Unavailable(f"this node does not lead any more: epoch {epoch} is over")
+    gone = await database.change(
+        _Id,
+        SILENT,
+        sources=["membridge"],
+        listed=[agent["id"] for agent in listed],
+        offline_after_ms=milliseconds,
+        actor="membridge",
+        epoch=epoch,
+    )
+    if done.added or done.changed:
+        database.on_change()
+        database.on_offer()
     return Mirrored(added=done.added, changed=done.changed, offline=len(gone))
 
 
-async def mark_silent(database: Database, *, offline_after: float, mirrored: bool) -> list[str]:
+async def mark_silent(database: Database, *, offline_after: float, mirrored: bool, epoch: int) -> list[str]:
     """Take the workers offline for which nothing has vouched for `offline_after` seconds; their ids.
 
     `mirrored` says that a Membridge is configured. It then decides about its own workers, so that its outage takes
     nobody offline.
     """
-    silent = await database.rows(
+    silent = await database.change(
         _Id,
         SILENT,
         sources=["direct"] if mirrored else ["direct", "membridge"],
         listed=None,
         offline_after_ms=int(offline_after * 1000),
         actor="bloomd",
+        epoch=epoch,
     )
     return [worker.id for worker in silent]
 
@@ -206,6 +227,9 @@ async def with_url(database: Database) -> list[Target]:
     return await database.rows(Target, WITH_URL)
 
 
-async def record_polls(database: Database, polls: Sequence[msgspec.Struct]) -> None:
+async def record_polls(database: Database, polls: Sequence[msgspec.Struct], epoch: int) -> None:
     """Note which workers answered their health poll (`PollResult` structs), and what they said of themselves."""
-    await database.rows(_Id, POLLED, polls=Jsonb(msgspec.to_builtins(polls)))
+    alive = await database.rows(_Polled, POLLED, polls=Jsonb(msgspec.to_builtins(polls)), epoch=epoch)
+    if any(worker.before != "online" for worker in alive):
+        database.on_change()
+        database.on_offer()

@@ -16,6 +16,8 @@ from bloomd.runtime import liveness, workers
 from bloomd.runtime.database import Database
 from bloomd.runtime.schema import MIGRATIONS
 
+EPOCH = 7
+
 DREADFUL: list[Any] = [
     None,
     {"name": "nul\0"},
@@ -33,6 +35,7 @@ async def database(database: str) -> AsyncIterator[Database]:
             await migrate(connection, MIGRATIONS, report=print)
         opened = Database()
         opened.open(pool)
+        await opened.execute("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 7, 0, 253402300799000)")
         yield opened
 
 
@@ -43,9 +46,9 @@ def sync(client: MembridgeClient, database: Database) -> Sync:
 
 async def test_both_generations_and_a_second_round(peer: MembridgePeer, sync: Sync, database: Database) -> None:
     peer.agents = [old_agent("old"), new_agent("new", status="online")]
-    first = await sync.now()
+    first = await sync.now(EPOCH)
     assert (first.agents, first.added, first.changed) == (2, 2, 0)
-    second = await sync.now()
+    second = await sync.now(EPOCH)
     assert (second.agents, second.added, second.changed) == (2, 0, 0)
     new = await workers.one(database, "new")
     assert (new.status, new.capabilities) == ("online", new_agent("new")["capabilities"])
@@ -54,16 +57,16 @@ async def test_both_generations_and_a_second_round(peer: MembridgePeer, sync: Sy
 
 async def test_what_is_not_sent_any_more_is_kept(peer: MembridgePeer, sync: Sync, database: Database) -> None:
     peer.agents = [new_agent("w", status="online")]
-    await sync.now()
+    await sync.now(EPOCH)
     known = await workers.one(database, "w")
     peer.agents = [{"name": "w", "status": None, "capabilities": None, "ip_addrs": None}]
-    assert (await sync.now()).changed == 0
+    assert (await sync.now(EPOCH)).changed == 0
     assert await workers.one(database, "w") == known
 
 
 async def test_dreadful_agents_spoil_nothing(peer: MembridgePeer, sync: Sync, database: Database) -> None:
     peer.agents = [old_agent("first"), *DREADFUL, new_agent("last")]
-    assert (await sync.now()).added == 6
+    assert (await sync.now(EPOCH)).added == 6
     for name in ("first", "half", "numbers", "shapes", "n" * 128, "last"):
         await workers.one(database, name)
     assert (await workers.one(database, "numbers")).capabilities["max_concurrency"] == 32
@@ -71,8 +74,8 @@ async def test_dreadful_agents_spoil_nothing(peer: MembridgePeer, sync: Sync, da
 
 async def test_a_poll_is_recorded(peer: MembridgePeer, sync: Sync, database: Database) -> None:
     peer.agents = [old_agent("w")]
-    await sync.now()
+    await sync.now(EPOCH)
     said = PollResult("w", ok=True, version="1.4.0", os_info="Alpine", capabilities={"labels": ["gpu"]})
-    await liveness.record_polls(database, [said, PollResult("other", ok=False, error="away")])
+    await liveness.record_polls(database, [said, PollResult("other", ok=False, error="away")], EPOCH)
     worker = await workers.one(database, "w")
     assert (worker.status, worker.agent_version, worker.capabilities["labels"]) == ("online", "1.4.0", ["gpu"])

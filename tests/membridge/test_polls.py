@@ -12,6 +12,7 @@ from bloomd.membridge import polls as module
 from bloomd.membridge.polls import CONCURRENCY, PollResult, Polls, Target
 from bloomd.settings.model import Workers
 
+EPOCH = 7
 LOOPBACK = ("127.0.0.0/8",)
 
 SAID = {
@@ -42,7 +43,8 @@ class Fleet:
     async def list_targets(self) -> Sequence[Target]:
         return self.workers
 
-    async def record_many(self, results: list[PollResult]) -> None:
+    async def record_many(self, results: list[PollResult], epoch: int) -> None:
+        assert epoch == EPOCH
         self.batches.append(results)
         await trio.sleep(self.write_seconds)
         self._recorded.set()
@@ -71,7 +73,7 @@ async def agent() -> AsyncIterator[Peer]:
 
 async def test_what_an_agent_says_of_itself(fleet: Fleet, agent: Peer, nursery: trio.Nursery) -> None:
     fleet.workers = [Worker("w1", agent.url + "/")]
-    await nursery.start(fleet.polls().run)
+    await nursery.start(fleet.polls().run, EPOCH)
     await fleet.recorded(1)
     assert fleet.results == [
         PollResult(
@@ -110,7 +112,7 @@ async def test_no_sign_of_life(agent: Peer, mode: str, error: str, monkeypatch: 
 async def test_an_address_outside_is_not_asked(fleet: Fleet, agent: Peer, nursery: trio.Nursery) -> None:
     fleet.settings = Workers(allowed_networks=("10.0.0.0/8",))
     fleet.workers = [Worker("w1", agent.url)]
-    await nursery.start(fleet.polls().run)
+    await nursery.start(fleet.polls().run, EPOCH)
     await fleet.recorded(1)
     (result,) = fleet.results
     assert result.error == "127.0.0.1 is outside workers.allowed_networks"
@@ -136,7 +138,7 @@ async def test_hanging_workers_delay_no_other(fleet: Fleet, agent: Peer, nursery
         hanging.mode = "hang"
         dead = [Worker(f"dead{number}", hanging.url) for number in range(CONCURRENCY - 1)]
         fleet.workers = dead + [Worker(f"w{number}", agent.url) for number in range(50)]
-        await nursery.start(fleet.polls().run)
+        await nursery.start(fleet.polls().run, EPOCH)
         with trio.fail_after(3):
             await fleet.recorded(50)
         assert all(result.ok for result in fleet.results)
@@ -157,7 +159,7 @@ async def test_the_silent_come_last(fleet: Fleet, agent: Peer, nursery: trio.Nur
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "poll", poll)
         patch.setattr(module, "CONCURRENCY", 1)
-        await nursery.start(fleet.polls().run)
+        await nursery.start(fleet.polls().run, EPOCH)
         await fleet.recorded(6)
         nursery.cancel_scope.cancel()
     assert asked[:3] == [["dead", "w"], ["w", "dead"], ["w", "dead"]]
@@ -166,7 +168,7 @@ async def test_the_silent_come_last(fleet: Fleet, agent: Peer, nursery: trio.Nur
 async def test_results_are_written_together(fleet: Fleet, agent: Peer, nursery: trio.Nursery) -> None:
     fleet.workers = [Worker(f"w{number}", agent.url) for number in range(200)]
     fleet.write_seconds = 0.05
-    await nursery.start(fleet.polls().run)
+    await nursery.start(fleet.polls().run, EPOCH)
     await fleet.recorded(200)
     assert len(fleet.batches) < 50
     assert sorted(result.id for result in fleet.results) == sorted(worker.id for worker in fleet.workers)
@@ -175,7 +177,7 @@ async def test_results_are_written_together(fleet: Fleet, agent: Peer, nursery: 
 async def test_no_more_than_the_places_at_once(fleet: Fleet, agent: Peer, nursery: trio.Nursery) -> None:
     agent.mode = "hang"
     fleet.workers = [Worker(f"w{number}", agent.url) for number in range(3 * CONCURRENCY)]
-    await nursery.start(fleet.polls().run)
+    await nursery.start(fleet.polls().run, EPOCH)
     await agent.received(CONCURRENCY)
     await trio.testing.wait_all_tasks_blocked(0.05)
     assert agent.connections == CONCURRENCY
@@ -183,10 +185,10 @@ async def test_no_more_than_the_places_at_once(fleet: Fleet, agent: Peer, nurser
 
 
 async def test_a_database_that_is_away_ends_run(fleet: Fleet, agent: Peer) -> None:
-    async def away(_: list[PollResult]) -> None:
+    async def away(results: list[PollResult], epoch: int) -> None:
         raise Unavailable("PostgreSQL: away")
 
     fleet.workers = [Worker("w1", agent.url)]
     fleet.record_many = away  # type: ignore[method-assign]  # the database of this test
     with pytest.RaisesGroup(pytest.RaisesExc(Unavailable, match="PostgreSQL"), flatten_subgroups=True):
-        await fleet.polls().run()
+        await fleet.polls().run(EPOCH)

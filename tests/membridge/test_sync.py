@@ -15,6 +15,8 @@ from bloomd.membridge.sync import Sync, SyncOutcome
 from bloomd.runtime.liveness import Mirrored
 from bloomd.supervisor import Backoff, Service, State, Supervisor
 
+EPOCH = 7
+
 
 class Scripted:
     """Stands in for the client where only time matters."""
@@ -32,7 +34,7 @@ class Scripted:
         return [Agent("w1"), Agent("w2")]
 
 
-async def mirror(agents: list[Agent]) -> Mirrored:
+async def mirror(agents: list[Agent], epoch: int) -> Mirrored:
     return Mirrored(added=len(agents), changed=0)
 
 
@@ -45,7 +47,7 @@ async def test_a_round_at_once_and_every_interval(autojump_clock: trio.testing.M
     client.seconds = 2.0
     sync = sync_of(client)
     with trio.move_on_after(35):
-        await sync.run()
+        await sync.run(EPOCH)
     assert client.rounds == [0.0, 10.0, 20.0, 30.0]
     assert sync.status.outcome == SyncOutcome(agents=2, added=2, changed=0, offline=0, seconds=2.0)
     assert (sync.status.last_success, sync.status.failures, sync.status.error) == (1_700_000_000.0, 0, None)
@@ -55,33 +57,33 @@ async def test_a_round_at_once_and_every_interval(autojump_clock: trio.testing.M
 async def test_started_after_the_first_round(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
     client = Scripted()
     client.seconds = 3.0
-    await nursery.start(sync_of(client).run)
+    await nursery.start(sync_of(client).run, EPOCH)
     assert trio.current_time() == 3.0
 
 
 async def test_a_failed_round_ends_run_and_keeps_what_was(autojump_clock: trio.testing.MockClock) -> None:
     client = Scripted()
     sync = sync_of(client)
-    await sync.now()
+    await sync.now(EPOCH)
     outcome = sync.status.outcome
     for failures, trouble in enumerate((Unavailable("away"), Misconfigured("refused")), 1):
         client.trouble = trouble
         with pytest.raises(Unavailable, match=str(trouble)):
-            await sync.run()
+            await sync.run(EPOCH)
         assert (sync.status.failures, sync.status.error) == (failures, str(trouble))
         assert (sync.status.outcome, sync.status.last_success) == (outcome, 1_700_000_000.0)
     client.trouble = None
-    await sync.now()
+    await sync.now(EPOCH)
     assert (sync.status.failures, sync.status.error) == (0, None)
 
 
 async def test_a_mirror_that_fails_is_a_failed_round() -> None:
-    async def database_away(_: list[Agent]) -> Mirrored:
+    async def database_away(agents: list[Agent], epoch: int) -> Mirrored:
         raise Unavailable("PostgreSQL: away")
 
     sync = sync_of(Scripted(), mirror=database_away)
     with pytest.raises(Unavailable, match="PostgreSQL"):
-        await sync.now()
+        await sync.now(EPOCH)
     assert (sync.status.failures, sync.status.error) == (1, "PostgreSQL: away")
 
 
@@ -90,10 +92,10 @@ async def test_now_works_in_a_long_interval_and_without_the_service(
 ) -> None:
     client = Scripted()
     sync = sync_of(client, interval=3600.0)
-    await sync.now()
-    await nursery.start(sync.run)
+    await sync.now(EPOCH)
+    await nursery.start(sync.run, EPOCH)
     await trio.sleep(5)
-    assert (await sync.now()).agents == 2
+    assert (await sync.now(EPOCH)).agents == 2
     assert client.rounds == [0.0, 0.0, 5.0]
 
 
@@ -104,7 +106,7 @@ async def test_now_joins_a_round_under_way(autojump_clock: trio.testing.MockCloc
     outcomes: list[SyncOutcome] = []
 
     async def now() -> None:
-        outcomes.append(await sync.now())
+        outcomes.append(await sync.now(EPOCH))
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -123,7 +125,7 @@ async def test_who_joins_a_failing_round_hears_of_it(autojump_clock: trio.testin
     async def now() -> None:
         nonlocal heard
         with pytest.raises(Unavailable, match="away"):
-            await sync.now()
+            await sync.now(EPOCH)
         heard += 1
 
     async with trio.open_nursery() as nursery:
@@ -140,18 +142,18 @@ async def test_who_joins_a_round_that_is_given_up_does_its_own(autojump_clock: t
 
         async def impatient() -> None:
             with trio.move_on_after(1.0):
-                await sync.now()
+                await sync.now(EPOCH)
 
         nursery.start_soon(impatient)
         await trio.sleep(0.5)
-        assert (await sync.now()).agents == 2
+        assert (await sync.now(EPOCH)).agents == 2
     assert client.rounds == [0.0, 1.0]
 
 
 async def test_wake_begins_the_next_round(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
     client = Scripted()
     sync = sync_of(client, interval=3600.0)
-    await nursery.start(sync.run)
+    await nursery.start(sync.run, EPOCH)
     await trio.sleep(7)
     sync.wake()
     await trio.sleep(1)
@@ -164,7 +166,7 @@ async def test_a_round_that_fails_for_old_settings_is_repeated(
     client = Scripted()
     client.seconds, client.trouble = 5.0, Unavailable("the settings have changed meanwhile")
     sync = sync_of(client)
-    nursery.start_soon(sync.run)
+    nursery.start_soon(sync.run, EPOCH)
     await trio.sleep(1)
     sync.wake()
     await trio.sleep(4.5)
@@ -179,13 +181,13 @@ async def test_the_supervisor_shows_an_outage_and_its_end(
 ) -> None:
     mirrored: list[list[str]] = []
 
-    async def mirror(agents: list[Agent]) -> Mirrored:
+    async def mirror(agents: list[Agent], epoch: int) -> Mirrored:
         mirrored.append([agent.id for agent in agents])
         return Mirrored(added=0, changed=0)
 
     peer.agents = [old_agent("w1")]
     sync = Sync(lambda: client, lambda: 0.02, mirror)
-    root = Supervisor([Service("sync", sync.run, retry=Backoff(first=0.01, cap=0.02))])
+    root = Supervisor([Service("sync", partial(sync.run, EPOCH), retry=Backoff(first=0.01, cap=0.02))])
 
     def in_state(state: State, root: Supervisor) -> bool:
         return root.state("sync") is state
