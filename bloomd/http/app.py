@@ -13,10 +13,24 @@ from bloomd.http.bodies import bounded
 from bloomd.http.latency import Latency
 from bloomd.http.observe import observed
 from bloomd.http.problems import answer
-from bloomd.http.routes import artifacts, audit, config, health, leases, membridge, metrics, schema, tasks, workers
+from bloomd.http.routes import (
+    artifacts,
+    audit,
+    config,
+    events,
+    health,
+    keys,
+    leases,
+    membridge,
+    metrics,
+    queue,
+    schema,
+    tasks,
+    workers,
+)
 from bloomd.node import Node
 
-RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, membridge, metrics, schema)
+RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, events, keys, queue, membridge, metrics, schema)
 
 
 def create_app(node: Node) -> App:
@@ -24,7 +38,7 @@ def create_app(node: Node) -> App:
     latency = Latency()
     routes = cast("App", litestar(node, latency))
     bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
-    requests = observed(guarded(bounded_routes, lambda: node.settings.http), latency)
+    requests = observed(guarded(bounded_routes, lambda: node.settings.http, node.keys), latency)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await (requests(scope, receive, send) if scope["type"] == "http" else _refuse(scope["type"], receive, send))

@@ -121,7 +121,8 @@ WITH RECURSIVE list AS (
     INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status, context_id, attempt,
                         deadline_at, serial)
     SELECT gen_random_uuid(), task.id, %(worker_id)s, now_ms, now_ms + ttl * 1000::bigint, ttl, 'active',
-           task.context_id, task.attempts + 1, now_ms + (timeout + %(grace)s) * 1000::bigint, task.serial
+           task.context_id, task.attempts + 1, now_ms + (timeout + %(grace)s) * 1000::bigint,
+           task.serial AND task.context_id <> ''
       FROM task, bloom_now_ms() AS now_ms,
            LATERAL (SELECT (task.policy ->> 'timeout_sec')::integer AS timeout) AS policy,
            LATERAL (SELECT coalesce(%(ttl_seconds)s::integer, greatest(300, timeout + 60)) AS ttl) AS lasts

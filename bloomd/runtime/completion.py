@@ -22,11 +22,11 @@ WITH asked AS (
            said.worker_id AS asked_worker_id, said.outcome, retryable, output, said.error_message, content, metrics,
            artifact_id, artifact_type, artifact_tags, result_id
       FROM json_to_recordset(%(said)s) AS said (
-               task_id varchar, lease_id varchar, worker_id varchar, outcome varchar, retryable boolean, output text,
-               error_message text, content text, metrics jsonb, artifact_id varchar, artifact_type varchar,
-               artifact_tags jsonb, result_id varchar)
+               place integer, task_id varchar, lease_id varchar, worker_id varchar, outcome varchar, retryable boolean,
+               output text, error_message text, content text, metrics jsonb, artifact_id varchar,
+               artifact_type varchar, artifact_tags jsonb, result_id varchar)
       LEFT JOIN leases AS named ON named.id = said.lease_id
-     ORDER BY task_id
+     ORDER BY task_id, place
 ), task AS (
     SELECT llm_tasks.id, llm_tasks.lease_id, llm_tasks.attempts, llm_tasks.max_attempts
       FROM llm_tasks
@@ -188,7 +188,7 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
     """
 
     async def end() -> Completed | None:
-        said = Json([_said(completion, retry, task_id)])
+        said = Json([_said(0, completion, retry, task_id)])
         ended = await database.change(_CompletedNow, COMPLETE_ONE, said=said, actor=actor, **retry.parameters)
         if ended:
             [done] = ended
@@ -213,7 +213,7 @@ async def complete_many(
     database: Database, completions: Sequence[Completion], *, retry: Retry, actor: str
 ) -> list[Ended | Refusal]:
     """End many attempts at once, each named by its lease; for each what became of it, or why not, in order."""
-    said = Json([_said(completion, retry) for completion in completions])
+    said = Json([_said(place, completion, retry) for place, completion in enumerate(completions)])
     ended = await database.change(_EndedNow, COMPLETE_MANY, said=said, actor=actor, **retry.parameters)
     for done in ended:
         _note(database, done.outcome, done.task_status, done.attempts, done.ran_ms)
@@ -227,12 +227,13 @@ async def complete_many(
     return await settled(completions, lambda each: by_lease.get(each.lease_id or ""), alone)
 
 
-def _said(completion: Completion, retry: Retry, task_id: str | None = None) -> dict[str, Any]:
+def _said(place: int, completion: Completion, retry: Retry, task_id: str | None = None) -> dict[str, Any]:
     """A completion as the statement reads it."""
     content = completion.output
     if content is None and completion.status == "error":
         content = completion.error_message
     return {
+        "place": place,
         "task_id": task_id,
         "lease_id": completion.lease_id,
         "worker_id": completion.worker_id,
