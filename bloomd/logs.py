@@ -5,6 +5,7 @@ Two streams, because OpenRC's `output_log` and `error_log` make the two files of
 
 import json as jsonlib
 import logging
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +17,9 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 # A shorter secret would blot out half of every line; such a key protects nothing anyway.
 MIN_SECRET = 6
+
+# API keys with names (`runtime/keys.py`) are known by their form only: one may come in a path, by somebody's mistake.
+_NAMED_KEY = re.compile(r"bloom_[A-Za-z0-9_-]{43}")
 
 
 class Logs:
@@ -59,7 +63,12 @@ class Logs:
         """The last step: in a finished line a secret is found wherever it came from."""
         for secret in self._secrets:
             line = line.replace(secret, "****")
-        return line
+        return without_named_keys(line)
+
+
+def without_named_keys(text: str) -> str:
+    """The text with whatever has the form of a named API key blotted out."""
+    return _NAMED_KEY.sub("****", text)
 
 
 class _TwoStreams:

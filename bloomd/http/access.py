@@ -1,14 +1,16 @@
 """Who is asking, and may they: decided before a byte of the body is read.
 
-Nothing is open but `OPEN`, by exact path: whatever way of spelling a path there is, it needs the key.
+Nothing is open but `OPEN`, by exact path: whatever way of spelling a path there is, it needs a key. Keys are
+`http.api_key`, and those with names (`runtime/keyring.py`).
 
-Without a key (development) everything is allowed to whoever reaches the port, so two checks keep web pages elsewhere
-from reaching it through a browser: `Host` must be a loopback name or one that is configured (DNS rebinding), and an
-`Origin`, when there is one, must be the server's own (cross-site requests).
+When there is neither (development) everything is allowed to whoever reaches the port, so two checks keep web pages
+elsewhere from reaching it through a browser: `Host` must be a loopback name or one that is configured (DNS rebinding),
+and an `Origin`, when there is one, must be the server's own (cross-site requests). As long as it is not known whether
+there are keys with names, because the database has been away since the start, nobody is let in for want of them.
 """
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -16,7 +18,9 @@ import msgspec
 
 from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.limits import Limiter
-from bloomd.http.problems import Problem
+from bloomd.http.problems import RETRY_AFTER_SECONDS, Problem
+from bloomd.runtime.keyring import KeyRing
+from bloomd.runtime.keys import is_secret
 from bloomd.settings.model import Http
 
 OPEN = frozenset(
@@ -45,7 +49,12 @@ class Caller(msgspec.Struct, frozen=True):
     authenticated: bool
 
 
-def guarded(app: App, settings: Callable[[], Http]) -> App:
+def is_off(http: Http, keys: KeyRing) -> bool:
+    """Whether no key is needed, because there is none."""
+    return http.api_key is None and keys.empty
+
+
+def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
     """Let through who may pass, and note who it is."""
     # A person who mistypes a key is never stopped; a guesser gets nowhere.
     failed_logins = Limiter(limit=20, seconds=60)
@@ -57,18 +66,26 @@ def guarded(app: App, settings: Callable[[], Http]) -> App:
         client, doubtful = client_of(scope, http.trusted_proxies)
         stranger = Caller(client, doubtful, ANONYMOUS, authenticated=False)
         scope["state"]["caller"] = stranger
-        if http.api_key is None:
+        if is_off(http, keys):
             _check_host(scope, http.allowed_hosts)
             _check_origin(scope)
             return msgspec.structs.replace(stranger, authenticated=True)
-        if _has_key(scope, http.api_key):
-            return msgspec.structs.replace(stranger, actor=KEY_NAME, authenticated=True)
+        if name := _name_of_key(scope, http.api_key, keys):
+            return msgspec.structs.replace(stranger, actor=name, authenticated=True)
         method, path = scope["method"], scope["path"]
         if (method, path) in OPEN:
             unauthenticated.spend(client)
             return stranger
         if path == "/metrics" and may_read_metrics(stranger, http.metrics_allow):
             return stranger
+        if not keys.known and (http.api_key is None or any(map(is_secret, _secrets(scope)))):
+            raise Problem(
+                503,
+                "API keys cannot be checked yet: bloomd has not been able to read them from PostgreSQL since it "
+                "started; try again, and see `bloomd-ctl status` if it lasts",
+                type="unavailable",
+                headers={"retry-after": str(RETRY_AFTER_SECONDS)},
+            )
         failed_logins.spend(client)
         raise Problem(
             401,
@@ -119,17 +136,23 @@ def may_read_metrics(caller: Caller, allowed: tuple[str, ...]) -> bool:
     return not caller.doubtful and _within(caller.client, _networks(allowed)[0])
 
 
-def _has_key(scope: Scope, key: str) -> bool:
+def _name_of_key(scope: Scope, key: str | None, keys: KeyRing) -> str | None:
+    """The actor to whom a valid key in the headers belongs; None without one."""
+    for secret in _secrets(scope):
+        if key is not None and hmac.compare_digest(secret, key.encode()):
+            return KEY_NAME
+        if name := keys.name_of(secret):
+            return name
+    return None
+
+
+def _secrets(scope: Scope) -> Iterator[bytes]:
+    """What the headers hold in the place of a key."""
     for name, value in scope["headers"]:
         if name == b"x-runtime-api-key":
-            given = value
+            yield value
         elif name == b"authorization" and value[:7].lower() == b"bearer ":
-            given = value[7:].strip()
-        else:
-            continue
-        if hmac.compare_digest(given, key.encode()):
-            return True
-    return False
+            yield value[7:].strip()
 
 
 def _check_host(scope: Scope, allowed: tuple[str, ...]) -> None:

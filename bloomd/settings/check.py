@@ -39,13 +39,15 @@ def check(
     return [_problem(finding, sources) for finding in [*_values(settings, wrong), *findings]]
 
 
-def warnings(settings: Settings) -> list[str]:
-    """What is allowed and still deserves to be said at every start."""
+def without_key(settings: Settings) -> list[str]:
+    """What deserves to be said of a missing `http.api_key`: it is allowed, and a named key may take its place."""
     if settings.http.api_key is not None:
         return []
     if any(_beyond_loopback(bind) for bind in settings.http.bind):
-        return ["http.api_key is not set and http.allow_unauthenticated is: whoever reaches the port may do everything"]
-    return ["http.api_key is not set: authentication is off, and every program on this machine may do everything"]
+        start, who = "http.api_key is not set and http.allow_unauthenticated is", "whoever reaches the port"
+    else:
+        start, who = "http.api_key is not set", "every program on this machine"
+    return [f"{start}: unless there are named keys, authentication is off, and {who} may do everything"]
 
 
 def _problem(finding: _Finding, sources: Mapping[str, Source]) -> Problem:

@@ -146,4 +146,4 @@ def _uncertain(problems: list[Problem], sources: Mapping[str, Source], *, file_w
 def _assemble(base: Layer, rows: Mapping[str, str], notices: list[str]) -> Loaded:
     layer, warnings = lay_over(base, rows)
     settings = _settings(layer)
-    return Loaded(settings, _sources(layer), (*check.warnings(settings), *notices, *warnings), base, notices)
+    return Loaded(settings, _sources(layer), (*check.without_key(settings), *notices, *warnings), base, notices)

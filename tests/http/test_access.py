@@ -3,12 +3,17 @@
 import pytest
 import trio
 
-from bloomd.http.access import client_of, guarded, may_read_metrics
+from bloomd.http.access import client_of, guarded, is_off, may_read_metrics
 from bloomd.http.limits import Limiter
 from bloomd.http.problems import Problem
+from bloomd.runtime.database import Database
+from bloomd.runtime.keyring import KeyRing
+from bloomd.runtime.keys import digest
 from bloomd.settings.model import Http
 
 KEY = "correct-horse-battery"
+NAMED = "bloom_" + "c" * 43
+UNKNOWN = KeyRing(Database())
 
 
 def scope(path="/api/runtime/stats", *, method="GET", client=("127.0.0.1", 4000), **headers):
@@ -32,10 +37,26 @@ async def knock(door, asked=None, **kwargs):
     return statuses[-1]
 
 
-async def ask(settings, **kwargs):
+class Stored(Database):
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    async def rows(self, struct, query, /, **parameters):
+        return [struct(hash=digest(secret.encode()), name=name) for name, secret in self.names.items()]
+
+
+async def ring(**names):
+    """The keys of a node that knows these, by name."""
+    known = KeyRing(Stored(names))
+    await known.renew()
+    return known
+
+
+async def ask(settings, keys=None, **kwargs):
     """The same for a first request, and who it was."""
     asked = scope(**kwargs)
-    return await knock(guarded(nothing, lambda: settings), asked), asked["state"]["caller"]
+    return await knock(guarded(nothing, lambda: settings, keys or await ring()), asked), asked["state"]["caller"]
 
 
 WITH_KEY = Http(api_key=KEY)
@@ -160,6 +181,63 @@ async def test_the_caller_is_noted():
     assert (stranger.actor, stranger.authenticated) == ("anonymous", False)
 
 
+@pytest.mark.parametrize("settings", [Http(), WITH_KEY])
+@pytest.mark.parametrize(
+    ("headers", "status", "actor"),
+    [
+        ({}, 401, "anonymous"),
+        ({"x_runtime_api_key": NAMED}, 0, "ci"),
+        ({"authorization": f"Bearer {NAMED}"}, 0, "ci"),
+        ({"x_runtime_api_key": "wrong", "authorization": f"Bearer {NAMED}"}, 0, "ci"),
+        ({"x_runtime_api_key": NAMED[:-1]}, 401, "anonymous"),
+        ({"x_runtime_api_key": "ci"}, 401, "anonymous"),
+        ({"x_runtime_api_key": digest(NAMED.encode())}, 401, "anonymous"),
+        ({"x_runtime_api_key": "\xff" + NAMED}, 401, "anonymous"),
+        ({"host": "localhost"}, 401, "anonymous"),
+    ],
+)
+async def test_a_named_key_is_as_good_and_says_who_it_is(settings, headers, status, actor):
+    got, caller = await ask(settings, await ring(ci=NAMED, other="bloom_" + "o" * 43), **headers)
+    assert (got, caller.actor, caller.authenticated) == (status, actor, status == 0)
+
+
+async def test_the_configured_key_keeps_its_name_beside_named_ones():
+    _, caller = await ask(WITH_KEY, await ring(ci=NAMED), x_runtime_api_key=KEY)
+    assert caller.actor == "api-key"
+
+
+async def test_authentication_is_off_only_when_it_is_known_that_there_is_no_key():
+    assert is_off(Http(), await ring())
+    assert not is_off(Http(), await ring(ci=NAMED))
+    assert not is_off(Http(), UNKNOWN)
+    assert not is_off(WITH_KEY, await ring())
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "status"),
+    [
+        (Http(), {}, 503),
+        (Http(), {"host": "localhost"}, 503),
+        (Http(), {"x_runtime_api_key": NAMED}, 503),
+        (Http(), {"x_runtime_api_key": "something"}, 503),
+        (WITH_KEY, {}, 401),
+        (WITH_KEY, {"x_runtime_api_key": "something"}, 401),
+        (WITH_KEY, {"x_runtime_api_key": NAMED}, 503),
+        (WITH_KEY, {"x_runtime_api_key": KEY}, 0),
+    ],
+)
+async def test_nobody_is_let_in_for_want_of_keys_that_are_not_known_yet(settings, headers, status):
+    got, caller = await ask(settings, UNKNOWN, **headers)
+    assert (got, caller.authenticated) == (status, status == 0)
+
+
+async def test_what_is_open_is_open_before_the_keys_are_known():
+    for path in ("/api/runtime/health", "/ready"):
+        assert (await ask(Http(), UNKNOWN, path=path))[0] == 0
+    assert (await ask(Http(), UNKNOWN, path="/metrics"))[0] == 0
+    assert (await ask(Http(), UNKNOWN, path="/metrics", client=("9.9.9.9", 1)))[0] == 503
+
+
 async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
 
     limiter = Limiter(limit=2, seconds=60)
@@ -175,7 +253,7 @@ async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
 
 
 async def test_guessing_is_limited_and_the_right_key_is_not():
-    door = guarded(nothing, lambda: WITH_KEY)
+    door = guarded(nothing, lambda: WITH_KEY, await ring())
     guesses = [await knock(door, client=("7.7.7.7", 1), x_runtime_api_key="guess") for _ in range(30)]
     assert (guesses[0], guesses[-1]) == (401, 429)
     assert await knock(door, client=("7.7.7.7", 1), x_runtime_api_key=KEY) == 0

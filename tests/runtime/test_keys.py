@@ -80,7 +80,7 @@ def test_names_that_a_key_may_have(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a" * 65, "-x", ".", "..", "_x", "a b", "a/b", "a\n", "ключ", "bloom_" + "x" * 43, *keys.RESERVED, "SIGHUP"],
+    ["", "a" * 65, "-x", "..", "_x", "a b", "/", "a\n", "ключ", "bloom_" + "x" * 43, *sorted(keys.RESERVED), "SIGHUP"],
 )
 async def test_names_that_no_key_may_have(db, sql, name):
     with pytest.raises(keys.BadName):

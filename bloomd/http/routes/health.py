@@ -43,6 +43,8 @@ async def ready(request: Req) -> dict[str, Any]:
         raise Problem(
             503, node.database.away or "PostgreSQL is not up", type="unavailable", headers={"retry-after": "2"}
         )
+    if not node.keys.known:
+        raise Problem(503, "The API keys have not been read yet", type="unavailable", headers={"retry-after": "2"})
     return {"ready": True}
 
 
