@@ -13,10 +13,23 @@ from bloomd.http.bodies import bounded
 from bloomd.http.latency import Latency
 from bloomd.http.observe import observed
 from bloomd.http.problems import answer
-from bloomd.http.routes import artifacts, audit, config, health, keys, leases, membridge, metrics, schema, tasks, workers
+from bloomd.http.routes import (
+    artifacts,
+    audit,
+    config,
+    health,
+    keys,
+    leases,
+    membridge,
+    metrics,
+    queue,
+    schema,
+    tasks,
+    workers,
+)
 from bloomd.node import Node
 
-RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, keys, membridge, metrics, schema)
+RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, keys, queue, membridge, metrics, schema)
 
 
 def create_app(node: Node) -> App:
