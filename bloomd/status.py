@@ -10,6 +10,7 @@ from bloomd.control.answers import LastReload, Probe, Process, Queue, Service, S
 from bloomd.node import Node
 from bloomd.probes import ProbeStatus
 from bloomd.runtime.stats import Stats
+from bloomd.settings.check import without_key
 from bloomd.supervisor import ServiceStatus
 from bloomd.verdict import reasons, verdict
 
@@ -42,7 +43,10 @@ async def status(node: Node) -> Status:
 
 def notices(node: Node) -> list[str]:
     """What an operator should know although nothing is wrong."""
-    found = list(node.loaded.warnings)
+    about_no_key = without_key(node.settings)
+    found = [notice for notice in node.loaded.warnings if node.keys.empty or notice not in about_no_key]
+    if about_no_key and not node.keys.known:
+        found.append("whether there are API keys is not known yet, so whatever needs one is answered 503")
     if node.logs.level != node.settings.log.level:
         found.append(f"the log level is {node.logs.level} until the next reload")
     if node.pending_restart:
