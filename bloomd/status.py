@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from bloomd import __version__
-from bloomd.control.answers import LastReload, Probe, Process, Queue, Service, Status, Sync, Workers
+from bloomd.control.answers import LastReload, Leader, Probe, Process, Queue, Service, Status, Sync, Workers
 from bloomd.node import Node
 from bloomd.probes import ProbeStatus
 from bloomd.runtime.stats import Stats
@@ -34,6 +34,7 @@ async def status(node: Node) -> Status:
         probes=[probe(each.status) for each in node.probes],
         queue=_queue(stats) if stats else None,
         workers=_workers(stats) if stats else None,
+        leader=_leader(node),
         sync=_sync(node),
         process=_process(node),
         reload=_last_reload(node),
@@ -101,6 +102,13 @@ def _queue(stats: Stats) -> Queue:
 
 def _workers(stats: Stats) -> Workers:
     return Workers(total=stats.workers, online=stats.workers_online, capacity=stats.capacity, busy=stats.active_leases)
+
+
+def _leader(node: Node) -> Leader | None:
+    leader = node.leadership.leader
+    if leader is None:
+        return None
+    return Leader(node=leader.node, epoch=leader.epoch, since=leader.since / 1000, here=leader.here)
 
 
 def _sync(node: Node) -> Sync:

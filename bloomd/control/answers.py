@@ -49,6 +49,15 @@ class Workers(TypedDict):
     busy: int
 
 
+class Leader(TypedDict):
+    node: str
+    epoch: int
+    """Rises with each change of hands."""
+    since: float
+    here: bool
+    """Whether it is the daemon that answers."""
+
+
 class Sync(TypedDict):
     configured: bool
     last_success: float | None
@@ -89,6 +98,8 @@ class Status(TypedDict):
     queue: Queue | None
     """Null when PostgreSQL is away: unknown, which is not the same as empty."""
     workers: Workers | None
+    leader: Leader | None
+    """Who sweeps, mirrors and polls for all nodes; null when that is not known."""
     sync: Sync
     process: Process
     reload: LastReload | None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Change,
         Config,
         Json,
+        Leader,
         LogLevel,
         Pong,
         Probe,
@@ -65,7 +66,9 @@ def status(answer: Status, look: Look) -> Iterator[str]:
     yield ""
     yield from section(_queue(answer["queue"]), look, label="queue", lead="unknown")
     yield from section(_workers(answer["workers"]), look, label="workers", lead="unknown")
-    yield from section(_sync(answer["sync"], look), look, label="sync", lead="not configured")
+    leader = answer.get("leader")
+    yield from section(_leader(leader, look), look, label="leader", lead="unknown")
+    yield from section(_sync(answer["sync"], leader, look), look, label="sync", lead="not configured")
     yield from _process(answer["process"], look)
     if last := answer["reload"]:
         result = "ok" if last["ok"] else "failed"
@@ -201,9 +204,18 @@ def _workers(workers: Workers | None) -> str:
     return f"{online}, {busy} of {count(capacity, 'place')} taken" if capacity else online
 
 
-def _sync(sync: Sync, look: Look) -> str:
+def _leader(leader: Leader | None, look: Look) -> str:
+    if leader is None:
+        return "unknown"
+    who = "this node" if leader["here"] else leader["node"]
+    return f"{who}, epoch {leader['epoch']}, for {duration(look.now - leader['since'])}"
+
+
+def _sync(sync: Sync, leader: Leader | None, look: Look) -> str:
     if not sync["configured"]:
         return "not configured"
+    if leader and not leader["here"]:
+        return f"done by {leader['node']}"
     last = "never succeeded" if sync["last_success"] is None else f"succeeded {look.ago(sync['last_success'])}"
     agents = "" if sync["agents"] is None else f", {count(sync['agents'], 'agent')}"
     if not sync["failures"]:

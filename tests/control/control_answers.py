@@ -40,6 +40,7 @@ GOOD: dict[str, Any] = {
         "rescued_last_hour": 0,
     },
     "workers": {"total": 4, "online": 3, "capacity": 12, "busy": 3},
+    "leader": {"node": "alpha", "epoch": 7, "since": NOW - 3 * 3600, "here": True},
     "sync": {
         "configured": True, "last_success": NOW - 4, "age_seconds": 4.0, "failures": 0, "error": None, "agents": 4,
     },
@@ -71,6 +72,7 @@ BAD = deepcopy(GOOD) | {
     ],
     "queue": None,
     "workers": None,
+    "leader": None,
     "sync": {
         "configured": True, "last_success": None, "age_seconds": None, "failures": 1, "error": "HTTP 500",
         "agents": None,

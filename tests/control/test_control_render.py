@@ -32,6 +32,7 @@ def test_a_good_status() -> None:
         "queue     12 queued, 3 running, 100 completed, oldest queued for 1 min, 3 active",
         "          leases, 0 rescued in the last hour",
         "workers   3 of 4 online, 3 of 12 places taken",
+        "leader    this node, epoch 7, for 3 h",
         "sync      succeeded 4 s ago, 4 agents",
         "process   pid 4711, up 3 h, version 0.1.0, schema 3, node alpha",
         "          88 MiB, 31 of 1024 open files, loop lag 0.3 ms (worst 12 ms)",
@@ -57,6 +58,7 @@ def test_a_bad_status_says_what_is_unknown_and_what_to_try() -> None:
         "",
         "queue     unknown (PostgreSQL is away)",
         "workers   unknown (PostgreSQL is away)",
+        "leader    unknown",
         "sync      never succeeded, 1 failure in a row: HTTP 500",
         "process   pid 4711, up 3 h, version 0.1.0, schema unknown, node alpha",
         "          88 MiB, 31 of 1024 open files, loop lag 0.3 ms (worst 12 ms)",
@@ -64,6 +66,13 @@ def test_a_bad_status_says_what_is_unknown_and_what_to_try() -> None:
         "",
         "try next  bloomd-ctl restart database",
     ]
+
+
+def test_a_node_that_follows_names_who_leads() -> None:
+    leader = {"node": "beta", "epoch": 8, "since": NOW - 75, "here": False}
+    text = lines(render.status, GOOD | {"leader": leader})
+    assert "leader    beta, epoch 8, for 1 min" in text
+    assert "sync      done by beta" in text
 
 
 @pytest.mark.parametrize("answer", [GOOD, BAD])
