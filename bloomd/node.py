@@ -18,6 +18,7 @@ from bloomd.membridge.link import Link
 from bloomd.membridge.sync import Sync
 from bloomd.probes import Probe
 from bloomd.runtime import stored
+from bloomd.runtime.claims import WaitingRoom
 from bloomd.runtime.database import Database
 from bloomd.runtime.events import Feed
 from bloomd.runtime.keyring import KeyRing
@@ -66,6 +67,9 @@ class Node:
         self.database.on_change = self.wakeups.change
         self.database.on_offer = self.wakeups.offer
         self.feed = Feed(self.database, self.wakeups)
+        self.waiting_room = WaitingRoom(
+            self.database, self.wakeups, refresh_seconds=lambda: self.settings.workers.offline_after / 3
+        )
         self.leadership = Leadership(self.database, self.name)
         self.stats = Counter(self.database)
         self.keys = KeyRing(self.database)

@@ -35,14 +35,17 @@ def bounded(app: App, max_bytes: Callable[[], int]) -> App:
             if name == b"content-length" and int(value) > limit:
                 await _too_large(limit).send(send)
                 return
-        received = 0
+        received, complete = 0, False
 
         async def count() -> Message:
-            nonlocal received
+            nonlocal received, complete
+            if complete:
+                return await receive()  # what comes now is that the client goes, in its own time
             with trio.move_on_after(STALL_SECONDS) as stall:
                 message = await receive()
                 if message["type"] == "http.request":
                     received += len(message["body"])
+                    complete = not message.get("more_body", False)
                     if received > limit:
                         raise _too_large(limit)
                 return message
@@ -81,7 +84,7 @@ async def read_json(request: Request[Any, Any, Any]) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"The body is not valid JSON: {error}", type="malformed") from error
     if rb"\u0000" in body and (holding := next(_with_nul(value, ""), None)) is not None:
-        raise _invalid([FieldError(holding, "a NUL character cannot be stored")])
+        raise invalid([FieldError(holding, "a NUL character cannot be stored")])
     return value
 
 
@@ -94,10 +97,11 @@ def convert(value: object, type: type[T]) -> T:
     try:
         return msgspec.convert(value, type)
     except msgspec.ValidationError as error:
-        raise _invalid(list(_errors(value, type, "")) or [FieldError("", str(error))]) from error
+        raise invalid(list(_errors(value, type, "")) or [FieldError("", str(error))]) from error
 
 
-def _invalid(errors: list[FieldError]) -> Problem:
+def invalid(errors: list[FieldError]) -> Problem:
+    """The answer to a body with these errors."""
     detail = "; ".join(f"{error.field}: {error.message}" if error.field else error.message for error in errors)
     return Problem(400, detail, type="invalid", errors=errors)
 
@@ -117,6 +121,11 @@ def _errors(value: object, type: Any, path: str) -> Iterator[FieldError]:
                 yield from _errors(given[field.name], field.type, where)
             elif field.required:
                 yield FieldError(where, "is required")
+        if struct.__struct_config__.forbid_unknown_fields:
+            known = struct.__struct_encode_fields__
+            for name in given:
+                if name not in known:
+                    yield FieldError(f"{path}.{name}" if path else name, f"is unknown; there are {', '.join(known)}")
     elif isinstance(value, list) and get_origin(type) is list and _struct(get_args(type)[0]):
         for index, item in enumerate(cast("list[object]", value)):
             yield from _errors(item, get_args(type)[0], f"{path}[{index}]")

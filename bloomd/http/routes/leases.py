@@ -1,6 +1,6 @@
 """Leases: for workers that ask for tasks themselves, and do all else with many of them at once."""
 
-from typing import Annotated, Any, cast
+from typing import Annotated, TypeVar
 
 import msgspec
 import trio
@@ -8,10 +8,10 @@ from litestar import Response, get, post
 from msgspec import Meta
 
 from bloomd.errors import Unavailable
-from bloomd.http.bodies import convert, read, read_json
-from bloomd.http.problems import problem_of
+from bloomd.http.bodies import convert, invalid, read, read_json
+from bloomd.http.problems import FieldError, Problem, problem_of
 from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
-from bloomd.http.routes.tasks import retry_of
+from bloomd.http.routes.tasks import retry_of, tell_progress
 from bloomd.runtime import completion, leases, releases
 from bloomd.runtime.claims import Claim, Claimed
 from bloomd.runtime.heartbeats import Beat, Progress, heartbeat_many
@@ -23,7 +23,7 @@ from bloomd.runtime.releases import Release
 # As many as a claim may give, several times over: who drives a machine may drive some.
 MAX_MANY = 500
 
-Many = Meta(min_length=1, max_length=MAX_MANY)
+Item = TypeVar("Item", bound=msgspec.Struct)
 
 
 class ClaimRequest(msgspec.Struct, frozen=True):
@@ -42,12 +42,6 @@ class LeaseHeartbeat(msgspec.Struct, frozen=True):
     lease_id: Name
     worker_id: WorkerName | None = None
     progress: Progress | None = None
-
-
-class LeaseCompletion(Completion, frozen=True, kw_only=True):
-    """A completion that names its lease."""
-
-    lease_id: Name
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -110,9 +104,13 @@ async def claim(request: Req) -> ClaimAnswer:
 )
 async def heartbeat(request: Req) -> list[Outcome]:
     """One outcome each, in order."""
-    many = convert(await read_json(request), Annotated[list[LeaseHeartbeat], Many])
+    many = await _read_many(request, LeaseHeartbeat)
     beats = [Beat(each.lease_id, each.worker_id, each.progress) for each in many]
-    answers = await heartbeat_many(node_of(request).database, beats, actor=actor(request))
+    node = node_of(request)
+    answers = await heartbeat_many(node.database, beats, actor=actor(request))
+    for beat, answer in zip(beats, answers, strict=True):
+        if isinstance(answer, Lease):
+            tell_progress(node, answer, beat)
     return [
         _refused(asked.lease_id, answer)
         if isinstance(answer, Refusal)
@@ -125,15 +123,19 @@ async def heartbeat(request: Req) -> list[Outcome]:
     "/api/runtime/leases/complete",
     summary="End many attempts with their results",
     status_code=200,
-    opt={"body": LeaseCompletion, "only_many": True},
+    opt={"body": Completion, "only_many": True},
 )
 async def complete(request: Req) -> list[Outcome]:
     """One outcome each, in order."""
     node = node_of(request)
-    many = convert(await read_json(request), Annotated[list[LeaseCompletion], Many])
+    many = await _read_many(request, Completion)
+    if nameless := [
+        FieldError(f"[{place}].lease_id", "is required here") for place, each in enumerate(many) if not each.lease_id
+    ]:
+        raise invalid(nameless)
     answers = await completion.complete_many(node.database, many, retry=retry_of(node), actor=actor(request))
     return [
-        _refused(asked.lease_id, answer)
+        _refused(asked.lease_id or "", answer)
         if isinstance(answer, Refusal)
         else Outcome(ok=True, **msgspec.structs.asdict(answer))
         for asked, answer in zip(many, answers, strict=True)
@@ -148,7 +150,7 @@ async def complete(request: Req) -> list[Outcome]:
 )
 async def release(request: Req) -> list[Outcome]:
     """They are queued again, and no attempt is counted. One outcome each, in order."""
-    many = convert(await read_json(request), Annotated[list[Release], Many])
+    many = await _read_many(request, Release)
     answers = await releases.release(node_of(request).database, many, actor=actor(request))
     return [
         _refused(asked.lease_id, answer)
@@ -158,12 +160,18 @@ async def release(request: Req) -> list[Outcome]:
     ]
 
 
+async def _read_many(request: Req, type: type[Item]) -> list[Item]:
+    many = convert(await read_json(request), list[type])
+    if not 1 <= len(many) <= MAX_MANY:
+        raise Problem(400, f"An array of 1 to {MAX_MANY} is expected, not of {len(many)}", type="invalid")
+    return many
+
+
 def _refused(lease_id: str, refusal: Refusal) -> Outcome:
     problem = problem_of(refusal)
     if problem is None:
         raise refusal
-    body = cast("dict[str, Any]", problem.body)
-    return Outcome(lease_id, ok=False, status=problem.status, type=body["type"], error=body["error"])
+    return Outcome(lease_id, ok=False, status=problem.status, type=problem.body["type"], error=problem.body["error"])
 
 
 async def _cancel_when_gone(request: Req, scope: trio.CancelScope) -> None:

@@ -55,7 +55,8 @@ def describe(app: Litestar) -> dict[str, Any]:
         if body := opt.get("body"):
             one = reference[body]
             many = {"type": "array", "items": one, "minItems": 1, "maxItems": 500}
-            content = {"schema": {"anyOf": [one, many]} if opt.get("many") else one}
+            either = {"anyOf": [one, many]} if opt.get("many") else one
+            content = {"schema": many if opt.get("only_many") else either}
             operation["requestBody"] = {"content": {"application/json": content}}
         for status in [status for status in operation["responses"] if status >= "400"]:
             del operation["responses"][status]
@@ -106,8 +107,10 @@ def _parameters(operation: dict[str, Any]) -> str:
 
 def _body(operation: dict[str, Any]) -> str:
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    name = (content.get("$ref") or content.get("anyOf", [{}])[0].get("$ref", "")).rpartition("/")[2]
-    return f"<br>Body: <a href='#{escape(name)}'>{escape(name)}</a>" if name else ""
+    one = content.get("anyOf", [content])[0]
+    name = one.get("items", one).get("$ref", "").rpartition("/")[2]
+    many = "an array of " if "items" in one else ""
+    return f"<br>Body: {many}<a href='#{escape(name)}'>{escape(name)}</a>" if name else ""
 
 
 HANDLERS = [schema]

@@ -51,6 +51,19 @@ def retry_of(node: Node) -> Retry:
     return Retry(settings.retry_delay, settings.retry_delay_max, settings.retry_errors)
 
 
+def tell_progress(node: Node, lease: Lease, beat: Beat) -> None:
+    """Let those who follow the events know how far a worker has come; no entry of the audit trail says so."""
+    if beat.progress is not None:
+        told = {
+            "action": "task.progress",
+            "entity_type": "task",
+            "entity_id": lease.task_id,
+            "timestamp": lease.last_heartbeat,
+            "progress": beat.progress,
+        }
+        node.feed.live("task", told)
+
+
 @post("/api/runtime/llm-tasks", summary="Queue a task, or up to 500 at once", opt={"body": NewTask, "many": True})
 async def create(request: Req) -> Response[Task | list[Task]]:
     """201 with the task; 200 when the idempotency key is known, with the task that has it. An array gives an array."""
@@ -185,7 +198,9 @@ async def cancel(request: Req, task_id: str) -> Task:
 
 async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAnswer:
     beat = Beat(lease_id=body.lease_id, worker_id=body.worker_id, progress=body.progress)
-    lease = await heartbeat_once(node_of(request).database, task_id, beat, actor=actor(request))
+    node = node_of(request)
+    lease = await heartbeat_once(node.database, task_id, beat, actor=actor(request))
+    tell_progress(node, lease, beat)
     return HeartbeatAnswer(lease, lease.expires_at)
 
 
