@@ -17,6 +17,7 @@ from bloomd.http.routes import (
     artifacts,
     audit,
     config,
+    events,
     health,
     keys,
     leases,
@@ -29,7 +30,7 @@ from bloomd.http.routes import (
 )
 from bloomd.node import Node
 
-RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, keys, queue, membridge, metrics, schema)
+RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, events, keys, queue, membridge, metrics, schema)
 
 
 def create_app(node: Node) -> App:

@@ -30,7 +30,7 @@ def observed(app: App, latency: Latency) -> App:
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        scope["state"] = {"request_id": request_id}
+        scope["state"] = {"request_id": request_id, "head": method == "HEAD"}
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
         status = 0

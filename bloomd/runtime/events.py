@@ -50,10 +50,6 @@ Missed = Callable[[Position], Awaitable[trail.Entries]]
 """Reads a page of the trail."""
 
 
-class _About(msgspec.Struct, frozen=True):
-    entity_id: str = ""
-
-
 class Feed:
     """Reads the trail for this node, and knows who follows it."""
 
@@ -104,13 +100,12 @@ class Feed:
         What it is about is `entity_id` or `name` in the data. Data too large for a notification goes without its
         `progress`.
         """
-        encoded = msgspec.json.encode(data)
-        if len(encoded) > MESSAGE_BYTES:
-            encoded = msgspec.json.encode({**data, "progress": None})
-        about = str(data.get("entity_id") or data.get("name") or "")
-        self._tell(Event(None, type, about, msgspec.Raw(encoded)))
-        if type == "task" and len(encoded) <= MESSAGE_BYTES:
-            self._wakeups.tell(about, encoded)
+        event = _live_event(type, data)
+        if len(bytes(event.data)) > MESSAGE_BYTES:
+            event = _live_event(type, {**data, "progress": None})
+        self._tell(event)
+        if type == "task" and len(bytes(event.data)) <= MESSAGE_BYTES:
+            self._wakeups.tell(event.entity_id, bytes(event.data))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read while there are subscriptions, until cancelled.
@@ -172,11 +167,11 @@ class Feed:
     def _heard(self, message: msgspec.Raw) -> None:
         """Tell what another node has told its own."""
         try:
-            about = msgspec.json.decode(message, type=_About).entity_id
+            data = msgspec.json.decode(message, type=dict[str, Any])
         except msgspec.DecodeError as error:
             log.warning("strange message of another node ignored", error=str(error))
             return
-        self._tell(Event(None, "task", about, message))
+        self._tell(_live_event("task", data))
 
     def _tell(self, event: Event) -> None:
         if self._recent:
@@ -200,6 +195,11 @@ class Feed:
         if not self._subscriptions:
             self._recent = None
             self._wanted = trio.Event()
+
+
+def _live_event(type: str, data: Mapping[str, Any]) -> Event:
+    about = data.get("entity_id") or data.get("name") or ""
+    return Event(None, type, str(about), msgspec.Raw(msgspec.json.encode(data)))
 
 
 class Subscription:

@@ -26,7 +26,7 @@ Position = tuple[int, int]
 
 
 class BadPosition(ValueError):
-    """This is not the id of an event: those are two numbers with a hyphen between them."""
+    """This is no id of an event: an id is two numbers with a hyphen between them."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def position_of(id: str) -> Position:
-    """The position that an event's id names.
+    """The position that the id of an event names.
 
     Raises:
         BadPosition: it is no such id.
