@@ -153,7 +153,7 @@ def _of_workers(facts: Facts) -> Iterator[Reason]:
         if number("no-label"):
             yield _no_label(facts, number("no-label", 0))
         else:
-            yield Reason("no-claude", f"None of the {online} online workers has the Claude CLI.")
+            yield Reason("no-claude", f"{_none_of(online)} the Claude CLI.")
     for misfit in ("draining", "cordoned", "full"):
         if count := number(misfit):
             whose = (
@@ -193,11 +193,15 @@ def _of_pin(facts: Facts, name: str) -> Iterator[Reason]:
 
 
 def _no_label(facts: Facts, number: int) -> Reason:
-    whose = f"None of the {number} online workers has" if number > 1 else "The only online worker does not have"
+    whose = _none_of(number)
     if missing := facts.missing_labels:
         labels = f"the label {missing[0]}" if len(missing) == 1 else f"the labels {', '.join(missing)}"
         return Reason("no-label", f"{whose} {labels}.")
     return Reason("no-label", f"{whose} all of its labels: {', '.join(facts.task.labels)}.")
+
+
+def _none_of(online: int) -> str:
+    return f"None of the {online} online workers has" if online > 1 else "The only online worker does not have"
 
 
 def _other(task: Task) -> Iterator[Reason]:
@@ -212,9 +216,7 @@ def _other(task: Task) -> Iterator[Reason]:
         case "failed":
             sentence = f"It failed at {_time(task.updated_at)}{last}. Requeue it to try again."
         case "dead":
-            sentence = (
-                f"Its {_count(task.attempts, 'attempt')} did not succeed, the last one{last}. Requeue it to try again."
-            )
+            sentence = f"It is dead after {_count(task.attempts, 'attempt')}{last}. Requeue it to try again."
         case _:
             sentence = f"It was cancelled at {_time(task.updated_at)}. Requeue it to run it after all."
     yield Reason(task.status, sentence)

@@ -97,7 +97,7 @@ async def test_no_worker_is_online(new_task, new_worker, has, why):
 async def test_none_has_the_claude_cli(new_task, new_worker, has, why):
     await new_worker()
     has("w1", """capabilities = '{"claude_cli": false}'""")
-    assert await why(await new_task()) == [("no-claude", "None of the 1 online workers has the Claude CLI.")]
+    assert await why(await new_task()) == [("no-claude", "The only online worker does not have the Claude CLI.")]
 
 
 async def test_none_has_the_label(new_task, new_worker, why):
@@ -107,7 +107,7 @@ async def test_none_has_the_label(new_task, new_worker, why):
         ("no-label", "None of the 2 online workers has the label gpu.")
     ]
     assert await why(await new_task(labels=["gpu", "fast", "eu"])) == [
-        ("no-label", "None of the 2 online workers has the labels fast, gpu.")
+        ("no-label", "None of the 2 online workers has the labels gpu, fast.")
     ]
 
 
@@ -216,7 +216,7 @@ async def test_what_it_does_instead(db, new_task, new_worker, sql):
     sql("UPDATE llm_tasks SET status = 'running'")
     assert await reason() == ("running", "It runs on worker w1, attempt 1 of 1.")
     await complete(db, task.id, Completion("error", error_message="no"), retry=LONG, actor="test")
-    assert await reason() == ("dead", "Its 1 attempt did not succeed, the last one: no. Requeue it to try again.")
+    assert await reason() == ("dead", "It is dead after 1 attempt: no. Requeue it to try again.")
     await tasks.requeue(db, task.id, actor="test")
     await tasks.cancel(db, task.id, actor="test")
     assert await reason() == ("cancelled", "It was cancelled")
