@@ -14,7 +14,9 @@ from bloomd.runtime.model import Lease, Name, WorkerName
 from bloomd.runtime.refusals import NotFound, Refusal, TaskCancelled
 
 # How far a worker has come, in its own words: a percentage or a sentence.
-Progress = Annotated[int | float, Meta(ge=0, le=100)] | Annotated[str, Meta(max_length=1000)]
+Progress = (
+    Annotated[int, Meta(ge=0, le=100)] | Annotated[float, Meta(ge=0, le=100)] | Annotated[str, Meta(max_length=1000)]
+)
 
 # Prolongs each lease by its ttl from now, but not past the deadline of its attempt; the first one makes its task
 # `running`. What is not prolonged has no row in the answer.

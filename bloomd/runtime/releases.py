@@ -59,7 +59,9 @@ class Release(msgspec.Struct, frozen=True):
 
     lease_id: Name
     reason: Annotated[str, Meta(max_length=1000)] | None = None
-    retry_after_seconds: Annotated[int | float, Meta(ge=0, le=7 * 86400)] | None = None
+    retry_after_seconds: (
+        Annotated[int, Meta(ge=0, le=7 * 86400)] | Annotated[float, Meta(ge=0, le=7 * 86400)] | None
+    ) = None
     """Nobody gets the task before that; 0 for at once."""
 
 

@@ -29,7 +29,7 @@ Item = TypeVar("Item", bound=msgspec.Struct)
 class ClaimRequest(msgspec.Struct, frozen=True):
     worker_id: WorkerName
     max: Annotated[int, Meta(ge=1, le=100)] = 1
-    wait_seconds: Annotated[int | float, Meta(ge=0, le=60)] = 0
+    wait_seconds: Annotated[int, Meta(ge=0, le=60)] | Annotated[float, Meta(ge=0, le=60)] = 0
     labels: Annotated[list[Label], Meta(max_length=64)] | None = None
     ttl_seconds: Annotated[int, Meta(ge=5, le=86400)] | None = None
 
