@@ -39,9 +39,10 @@ async def metrics(request: Req) -> Response[bytes]:
         [*_node(node), *(_queue(stats) if stats else ())], [node.database.meters.registry, request.app.state["latency"]]
     )
     # The library takes much of the header at its word; what it may hear is one of two.
-    encode, media_type = choose_encoder(OPENMETRICS if OPENMETRICS in request.headers.get("accept", "") else "")
+    encode, content_type = choose_encoder(OPENMETRICS if OPENMETRICS in request.headers.get("accept", "") else "")
     # A thousand lines take ten milliseconds, for which the loop shall not stand still.
-    return Response(await trio.to_thread.run_sync(encode, scrape), media_type=media_type)
+    text = await trio.to_thread.run_sync(encode, scrape)
+    return Response(text, headers={"content-type": content_type})  # Litestar would name the charset of a text once more
 
 
 class Scrape(Collector):
