@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -238,8 +239,22 @@ def test_the_node(daemon, scrape):
     assert figures("process_resident_memory_bytes") > 1e6
     assert figures("process_open_fds") > 3
     assert 0 <= figures("bloomd_loop_lag_seconds", window="now") <= figures("bloomd_loop_lag_seconds", window="1m_max")
+    assert figures("bloomd_leader") == 1
     assert scrape()("bloomd_uptime_seconds") > figures("bloomd_uptime_seconds")
     assert "bloomd_membridge_sync_age_seconds" not in figures.names, "no Membridge is configured"
+
+
+def test_those_who_wait_for_tasks_and_events(api, register, scrape):
+    register()
+    assert scrape()("bloomd_event_subscribers") == scrape()("bloomd_waiting_claims") == 0
+    with api.stream("GET", "/api/runtime/events") as events, ThreadPoolExecutor() as pool:
+        assert events.status_code == 200
+        claim = pool.submit(api.post, "/api/runtime/leases/claim", json={"worker_id": "w1", "wait_seconds": 3})
+        eventually(lambda: scrape()("bloomd_waiting_claims") == 1)
+        assert scrape()("bloomd_event_subscribers") == 1
+        assert claim.result().json()["leases"] == []
+    eventually(lambda: scrape()("bloomd_event_subscribers") == 0)
+    assert scrape()("bloomd_waiting_claims") == 0
 
 
 def test_services_and_probes(daemon, scrape):

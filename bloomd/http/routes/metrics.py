@@ -94,6 +94,10 @@ def _node(node: Node) -> Iterator[Metric]:
         for state in get_args(ProbeState):
             states.add_metric([probe.status.name, state], float(probe.status.state == state))
     yield states
+    leader = node.leadership.leader
+    yield _gauge("bloomd_leader", "Whether this node is the one that sweeps and syncs.", bool(leader and leader.here))
+    yield _gauge("bloomd_waiting_claims", "Claims that wait here for a task.", len(node.waiting_room))
+    yield _gauge("bloomd_event_subscribers", "Readers that follow the events here.", node.feed.subscribers)
     if (last := node.sync.status.last_success) is not None:
         yield _gauge("bloomd_membridge_last_sync_timestamp_seconds", "When the last round succeeded.", last)
         yield _gauge("bloomd_membridge_sync_age_seconds", "Since the last round that succeeded.", time.time() - last)
