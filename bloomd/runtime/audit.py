@@ -26,6 +26,7 @@ async def add(
 ) -> None:
     """Record something that has no row of its own to change."""
     await database.execute(ADD, action=action, entity_type=entity_type, entity_id=entity_id, actor=actor, detail=detail)
+    database.on_change()
 
 
 async def listing(

@@ -168,7 +168,7 @@ class Feed:
         """Tell what another node has told its own."""
         try:
             data = msgspec.json.decode(message, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("strange message of another node ignored", error=str(error))
             return
         self._tell(_live_event("task", data))

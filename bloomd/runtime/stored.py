@@ -68,13 +68,13 @@ async def note(database: Database, values: Mapping[str, str]) -> None:
 
 async def unset(database: Database, keys: list[str], *, actor: str) -> list[str]:
     """Forget these settings; the keys that were set."""
-    return [row.key for row in await database.rows(_Key, UNSET, keys=keys, actor=actor)]
+    return [row.key for row in await database.change(_Key, UNSET, keys=keys, actor=actor)]
 
 
 async def _write(
     database: Database, values: Mapping[str, str], *, actor: str, detail: str | None, audited: bool
 ) -> None:
-    await database.rows(
+    await database.change(
         _Done,
         WRITE,
         keys=list(values),

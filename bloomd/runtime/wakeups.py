@@ -140,7 +140,7 @@ class Wakeups:
     def _hear(self, said: str) -> None:
         try:
             messages = msgspec.json.decode(said, type=list[msgspec.Raw])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("strange notification ignored", channel=MESSAGES, error=str(error))
             return
         for message in messages:

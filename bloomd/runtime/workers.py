@@ -118,7 +118,7 @@ async def register(
 
     `capabilities` are all that were sent, keys that bloomd does not read included.
     """
-    registered = await database.row(
+    [registered] = await database.change(
         Registered,
         REGISTER,
         id=worker.name,
@@ -131,8 +131,8 @@ async def register(
         install_method=worker.install_method,
         actor=actor,
     )
-    if registered is None:
-        raise AssertionError("an upsert gives its row")
+    if registered.worker.status == "online":
+        database.on_offer()
     return registered
 
 
@@ -214,6 +214,9 @@ async def remove(database: Database, id: str, *, force: Retry | None = None, act
         except _StillBusy:
             continue
         expiry.note(database, ended)
+        database.on_change()
+        if ended:
+            database.on_offer()
         return
     worker = await one(database, id)
     raise Conflict(f"Worker holds {worker.active_leases} active leases; wait for them, or remove it with ?force=true")
