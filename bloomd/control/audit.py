@@ -1,6 +1,7 @@
 """The audit trail of what was done over the control socket, kept here while the database is away.
 
-Whatever a client sent is only looked at, never trusted: no NUL, no endless name reaches the table.
+Whatever a client sent is only looked at, never trusted: no NUL, no endless name, and no key that somebody has typed in
+the place of its name reaches the table.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import trio
 
 from bloomd.control.server import SUCCESS, Call, Method
 from bloomd.errors import Unavailable
+from bloomd.logs import without_named_keys
 from bloomd.runtime import audit
 from bloomd.runtime.database import Database
 
@@ -79,4 +81,4 @@ class ControlAudit:
 
 
 def _clean(text: str, limit: int) -> str:
-    return text.replace("\x00", "").replace("\\u0000", "")[:limit]
+    return without_named_keys(text.replace("\x00", "").replace("\\u0000", ""))[:limit]

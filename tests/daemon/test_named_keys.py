@@ -71,7 +71,7 @@ def test_a_key_is_replaced_while_two_nodes_work(bloomd, client):
     stop.set()
     thread.join()
     assert set(statuses) == {200}
-    trail = one.http.get("/api/runtime/audit").json()
+    trail = [entry for entry in one.http.get("/api/runtime/audit").json() if entry["entity_type"] == "key"]
     assert [(entry["action"], entry["entity_id"], entry["actor"]) for entry in trail] == [
         ("key.removed", "web-old", "api-key"),
         ("key.added", "web-new", "web-old"),
@@ -107,6 +107,16 @@ def test_the_last_use_is_recorded_at_the_orderly_stop_and_meanwhile(bloomd, clie
     eventually(lambda: last_used(database)["used"] > found["used"], seconds=15)
     [shown] = [key for key in daemon.http.get("/api/runtime/keys").json() if key["name"] == "used"]
     assert shown["last_used_at"] > found["used"]
+
+
+def test_a_secret_in_the_place_of_a_name_is_not_written_down_by_the_control_socket(bloomd):
+    daemon = bloomd().start()
+    secret = add(daemon.http, "ci")
+    assert daemon.ctl("stop", secret).returncode == 1
+    eventually(lambda: daemon.http.get("/api/runtime/audit", params={"action": "control.stop"}).json())
+    [entry] = daemon.http.get("/api/runtime/audit", params={"action": "control.stop"}).json()
+    assert entry["entity_id"] == "****"
+    assert secret not in str(entry) + daemon.log.read_text()
 
 
 def test_keys_are_valid_while_the_database_is_away(bloomd, client, server):
