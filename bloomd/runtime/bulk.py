@@ -255,10 +255,7 @@ async def _change(
 def _note(database: Database, cancelled: Sequence[_Moved]) -> None:
     """Count the tasks, and the attempts, that have come to their end."""
     for task in cancelled:
-        if task.ran_ms is None:
-            database.meters.finished("cancelled", task.attempts)
-        else:
-            database.meters.ended("cancelled", task.ran_ms / 1000, task_status="cancelled", attempts=task.attempts)
+        database.meters.cancelled(None if task.ran_ms is None else task.ran_ms / 1000, attempts=task.attempts)
 
 
 def _conditions(action: Action, filter: TaskFilter) -> dict[str, object]:

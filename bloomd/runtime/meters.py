@@ -86,11 +86,14 @@ class Meters:
         if outcome in ("expired", "deadline"):
             self._rescued.inc()
         if task_status in FINAL:
-            self.finished(task_status, attempts)
+            self._attempts[task_status].observe(attempts)
 
-    def finished(self, status: TaskStatus, attempts: int) -> None:
-        """A task has come to its end, after so many attempts; `ended` says it itself."""
-        self._attempts[status].observe(attempts)
+    def cancelled(self, run_seconds: float | None, *, attempts: int) -> None:
+        """A task was cancelled: after so many seconds of an attempt, or None when it was not under way."""
+        if run_seconds is None:
+            self._attempts["cancelled"].observe(attempts)
+        else:
+            self.ended("cancelled", run_seconds, task_status="cancelled", attempts=attempts)
 
     def stranded(self, tasks: int = 1) -> None:
         """So many tasks were found under way without a lease."""

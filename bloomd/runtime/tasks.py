@@ -253,10 +253,7 @@ async def cancel(database: Database, id: str, *, actor: str) -> Task:
     if cancelled := await database.change(_Cancelled, CANCEL, id=id, actor=actor):
         database.on_offer()
         task, ran_ms = cancelled[0].task, cancelled[0].ran_ms
-        if ran_ms is None:
-            database.meters.finished("cancelled", task.attempts)
-        else:
-            database.meters.ended("cancelled", ran_ms / 1000, task_status="cancelled", attempts=task.attempts)
+        database.meters.cancelled(None if ran_ms is None else ran_ms / 1000, attempts=task.attempts)
         return task
     task = await one(database, id)
     raise Conflict(f"Task status is '{task.status}', expected 'queued', 'leased' or 'running'")

@@ -6,7 +6,8 @@ import pytest
 import trio
 from prometheus_client.samples import Sample
 
-from bloomd.runtime import claims, completion, expiry, leases, releases, tasks, workers
+from bloomd.runtime import bulk, claims, completion, expiry, leases, releases, tasks, workers
+from bloomd.runtime.bulk import TaskFilter
 from bloomd.runtime.claims import Claim
 from bloomd.runtime.model import Completion, NewTask, Retry
 from bloomd.runtime.refusals import Refusal
@@ -237,6 +238,18 @@ async def test_cancelled_while_it_was_queued(db, new_task, counted):
     counted()
     await tasks.cancel(db, task.id, actor="test")
     assert counted() == {"task_attempts_count cancelled": 1}
+
+
+async def test_cancelled_in_bulk(db, leased, new_task, counted):
+    await leased(context_id="c")
+    await new_task(context_id="c")
+    counted()
+    await bulk.run(db, bulk.CANCEL, TaskFilter(context_id="c"), actor="test")
+    assert counted() == {
+        "task_run_seconds_count cancelled": 1,
+        "task_attempts_count cancelled": 2,
+        "task_attempts_sum cancelled": 1,
+    }
 
 
 async def test_a_worker_that_is_removed_loses_its_leases(db, leased, counted):
