@@ -16,6 +16,7 @@ from bloomd.http.problems import answer
 from bloomd.http.routes import (
     artifacts,
     audit,
+    bulk,
     config,
     events,
     health,
@@ -30,7 +31,22 @@ from bloomd.http.routes import (
 )
 from bloomd.node import Node
 
-RESOURCES = (health, config, workers, tasks, leases, artifacts, audit, events, keys, queue, membridge, metrics, schema)
+RESOURCES = (
+    health,
+    config,
+    workers,
+    tasks,
+    bulk,
+    leases,
+    artifacts,
+    audit,
+    events,
+    keys,
+    queue,
+    membridge,
+    metrics,
+    schema,
+)
 
 
 def create_app(node: Node) -> App:
