@@ -79,19 +79,18 @@ WITH RECURSIVE list AS (
                      ORDER BY bloom_kind(labels)
                      LIMIT 1) AS next
 ), worker AS MATERIALIZED (
-    SELECT id, bloom_capacity(capabilities) - active_leases AS free,
+    SELECT id, capabilities, capacity - active_leases AS free,
            coalesce(capabilities -> 'sessions' = 'true'::jsonb, false) AS serial
       FROM workers
      WHERE id = %(worker_id)s
-       AND bloom_misfit(id, status, capabilities, active_leases, cordoned, draining, NULL, '[]') IS NULL
+       AND bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining, NULL, '[]') IS NULL
        AND bloom_queue_is_open()
        AND EXISTS (SELECT FROM list WHERE coalesce(%(labels)s::jsonb, capabilities -> 'labels', '[]') @> list.labels)
        FOR UPDATE
 ), fitting AS MATERIALIZED (
     SELECT list.pin, list.kind, worker.free, worker.serial
       FROM list, worker
-     WHERE coalesce(%(labels)s::jsonb, (SELECT capabilities -> 'labels' FROM workers WHERE id = worker.id), '[]')
-           @> list.labels
+     WHERE coalesce(%(labels)s::jsonb, worker.capabilities -> 'labels', '[]') @> list.labels
 ), locked AS MATERIALIZED (
     SELECT task.*, fitting.serial
       FROM fitting,
@@ -173,7 +172,7 @@ SELECT workers.id
        WITH ORDINALITY AS waiting (id, labels, place)
   JOIN workers ON workers.id = waiting.id,
        LATERAL (SELECT coalesce(waiting.labels, capabilities -> 'labels', '[]') AS labels) AS able
- WHERE bloom_misfit(workers.id, status, capabilities, active_leases, cordoned, draining, NULL, '[]') IS NULL
+ WHERE bloom_misfit(workers.id, status, capabilities, active_leases, capacity, cordoned, draining, NULL, '[]') IS NULL
    AND bloom_queue_is_open()
    AND (EXISTS (SELECT FROM list WHERE able.labels @> list.labels)
         OR EXISTS (SELECT

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, LiteralString
 
 import msgspec
-from psycopg.types.json import Json
+from psycopg.types.json import Jsonb
 
 from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
@@ -21,7 +21,7 @@ WITH asked AS (
            coalesce(said.task_id, named.task_id) AS task_id, said.lease_id AS asked_lease_id,
            said.worker_id AS asked_worker_id, said.outcome, retryable, output, said.error_message, content, metrics,
            artifact_id, artifact_type, artifact_tags, result_id
-      FROM json_to_recordset(%(said)s) AS said (
+      FROM jsonb_to_recordset(%(said)s) AS said (
                place integer, task_id varchar, lease_id varchar, worker_id varchar, outcome varchar, retryable boolean,
                output text, error_message text, content text, metrics jsonb, artifact_id varchar,
                artifact_type varchar, artifact_tags jsonb, result_id varchar)
@@ -31,7 +31,7 @@ WITH asked AS (
     SELECT llm_tasks.id, llm_tasks.lease_id, llm_tasks.attempts, llm_tasks.max_attempts
       FROM llm_tasks
       JOIN asked ON asked.task_id = llm_tasks.id
-     WHERE llm_tasks.status IN ('leased', 'running')
+     WHERE llm_tasks.status || '' IN ('leased', 'running')
        AND llm_tasks.lease_id = coalesce(asked.asked_lease_id, llm_tasks.lease_id)
      ORDER BY llm_tasks.id
        FOR UPDATE OF llm_tasks
@@ -43,7 +43,7 @@ WITH asked AS (
       FROM task
       JOIN asked ON asked.task_id = task.id
      WHERE leases.id = task.lease_id
-       AND leases.status = 'active'
+       AND leases.status || '' = 'active'
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
        AND leases.worker_id = coalesce(asked.asked_worker_id, leases.worker_id)
     RETURNING leases.id, leases.task_id, leases.worker_id, leases.started_at, leases.ended_at, leases.outcome
@@ -94,7 +94,6 @@ WITH asked AS (
     SELECT workers.id, workers.status, seen.at
       FROM workers
       JOIN (SELECT worker_id, max(ended_at) AS at FROM lease GROUP BY worker_id) AS seen ON seen.worker_id = workers.id
-     WHERE workers.status <> 'online' OR coalesce(workers.alive_at, 0) < seen.at - 1000
      ORDER BY workers.id
        FOR UPDATE OF workers
 ), alive AS (
@@ -102,6 +101,7 @@ WITH asked AS (
        SET status = 'online', alive_at = worker.at, last_heartbeat = worker.at
       FROM worker
      WHERE workers.id = worker.id
+       AND (worker.status <> 'online' OR coalesce(workers.alive_at, 0) < worker.at - 1000)
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), lease.ended_at,
@@ -188,7 +188,7 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
     """
 
     async def end() -> Completed | None:
-        said = Json([_said(0, completion, retry, task_id)])
+        said = Jsonb([_said(0, completion, retry, task_id)])
         ended = await database.change(_CompletedNow, COMPLETE_ONE, said=said, actor=actor, **retry.parameters)
         if ended:
             [done] = ended
@@ -213,7 +213,7 @@ async def complete_many(
     database: Database, completions: Sequence[Completion], *, retry: Retry, actor: str
 ) -> list[Ended | Refusal]:
     """End many attempts at once, each named by its lease; for each what became of it, or why not, in order."""
-    said = Json([_said(place, completion, retry) for place, completion in enumerate(completions)])
+    said = Jsonb([_said(place, completion, retry) for place, completion in enumerate(completions)])
     ended = await database.change(_EndedNow, COMPLETE_MANY, said=said, actor=actor, **retry.parameters)
     for done in ended:
         _note(database, done.outcome, done.task_status, done.attempts, done.ran_ms)

@@ -55,6 +55,8 @@ WITH due AS (
       FROM lease
      WHERE llm_tasks.id = lease.task_id AND llm_tasks.lease_id = lease.id AND llm_tasks.status IN ('leased', 'running')
     RETURNING llm_tasks.id, llm_tasks.status, llm_tasks.attempts
+), worker AS (
+    SELECT id FROM workers WHERE id IN (SELECT worker_id FROM lease) ORDER BY id FOR UPDATE
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), lease.ended_at, 'lease.expired', 'task', lease.task_id, %(actor)s,
@@ -62,6 +64,7 @@ WITH due AS (
                || coalesce(', task now ' || moved.status, '')
       FROM lease
       LEFT JOIN moved ON moved.id = lease.task_id
+     WHERE (SELECT count(*) FROM worker) >= 0
 )
 SELECT lease.id AS lease_id, lease.task_id, lease.worker_id, lease.outcome, lease.reason,
        lease.ended_at - lease.started_at AS ran_ms, moved.status AS task_status, moved.attempts

@@ -32,7 +32,7 @@ WITH asked AS (
     SELECT llm_tasks.id, llm_tasks.status, llm_tasks.lease_id, asked.worker_id, asked.progress
       FROM llm_tasks
       JOIN asked ON asked.task_id = llm_tasks.id
-     WHERE llm_tasks.status IN ('leased', 'running')
+     WHERE llm_tasks.status || '' IN ('leased', 'running')
        AND llm_tasks.lease_id = coalesce(asked.lease_id, llm_tasks.lease_id)
      ORDER BY llm_tasks.id
        FOR UPDATE OF llm_tasks
@@ -41,7 +41,7 @@ WITH asked AS (
        SET last_heartbeat = bloom_now_ms(), expires_at = bloom_now_ms() + ttl_seconds * 1000::bigint
       FROM task
      WHERE leases.id = task.lease_id
-       AND leases.status = 'active'
+       AND leases.status || '' = 'active'
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
        AND leases.worker_id = coalesce(task.worker_id, leases.worker_id)
     RETURNING leases.*, task.status AS task_status, task.progress

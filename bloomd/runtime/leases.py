@@ -37,7 +37,7 @@ WITH task AS (
     SELECT *
       FROM llm_tasks
      WHERE id = %(task_id)s
-       AND status = 'queued'
+       AND status || '' = 'queued'
        AND coalesce(not_before, 0) <= bloom_now_ms()
        AND coalesce(retry_at, 0) <= bloom_now_ms()
        AND bloom_queue_is_open()
@@ -50,11 +50,11 @@ WITH task AS (
 ), at_hand AS (
     SELECT workers.*
       FROM workers, task
-     WHERE bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases, workers.cordoned,
-                        workers.draining, task.pinned_worker_id, task.labels) IS NULL
+     WHERE bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases, workers.capacity,
+                        workers.cordoned, workers.draining, task.pinned_worker_id, task.labels) IS NULL
        AND (%(worker_id)s::varchar IS NULL OR workers.id = %(worker_id)s)
        AND NOT EXISTS (SELECT FROM holder)
-     ORDER BY bloom_capacity(workers.capabilities) - workers.active_leases DESC,
+     ORDER BY workers.capacity - workers.active_leases DESC,
               workers.last_heartbeat DESC NULLS LAST,
               workers.id
      LIMIT 1
@@ -62,12 +62,12 @@ WITH task AS (
 ), waited_for AS (
     SELECT workers.*
       FROM workers, task
-     WHERE bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases, workers.cordoned,
-                        workers.draining, task.pinned_worker_id, task.labels) IS NULL
+     WHERE bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases, workers.capacity,
+                        workers.cordoned, workers.draining, task.pinned_worker_id, task.labels) IS NULL
        AND (%(worker_id)s::varchar IS NULL OR workers.id = %(worker_id)s)
        AND NOT EXISTS (SELECT FROM at_hand)
      ORDER BY workers.id IN (SELECT worker_id FROM holder) DESC,
-              bloom_capacity(workers.capabilities) - workers.active_leases DESC,
+              workers.capacity - workers.active_leases DESC,
               workers.last_heartbeat DESC NULLS LAST,
               workers.id
      LIMIT 1

@@ -24,7 +24,7 @@ WITH asked AS (
     SELECT llm_tasks.id, llm_tasks.lease_id, asked.reason, asked.retry_after_seconds
       FROM llm_tasks
       JOIN asked ON asked.task_id = llm_tasks.id
-     WHERE llm_tasks.status IN ('leased', 'running')
+     WHERE llm_tasks.status || '' IN ('leased', 'running')
        AND llm_tasks.lease_id = asked.asked_lease_id
      ORDER BY llm_tasks.id
        FOR UPDATE OF llm_tasks
@@ -33,7 +33,7 @@ WITH asked AS (
        SET status = 'released', outcome = 'released', ended_at = bloom_now_ms(), reason = task.reason
       FROM task
      WHERE leases.id = task.lease_id
-       AND leases.status = 'active'
+       AND leases.status || '' = 'active'
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
     RETURNING leases.*, (task.retry_after_seconds * 1000)::bigint AS retry_after_ms
 ), moved AS (
@@ -44,11 +44,14 @@ WITH asked AS (
            progress = NULL, progress_at = NULL, updated_at = lease.ended_at
       FROM lease
      WHERE llm_tasks.id = lease.task_id
+), worker AS (
+    SELECT id FROM workers WHERE id IN (SELECT worker_id FROM lease) ORDER BY id FOR UPDATE
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), ended_at, 'task.released', 'task', task_id, %(actor)s,
            'by worker ' || worker_id || ', lease ' || id || coalesce(': ' || reason, '')
       FROM lease
+     WHERE (SELECT count(*) FROM worker) > 0
 )
 SELECT * FROM lease
 """

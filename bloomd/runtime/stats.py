@@ -10,29 +10,51 @@ from bloomd.runtime.database import Database
 
 COUNT = """
 SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
-          FROM (SELECT status, count(*) AS tasks FROM llm_tasks GROUP BY status) AS each)      AS by_status,
-       (SELECT min(created_at) FROM llm_tasks WHERE status = 'queued')                         AS oldest_queued_at,
-       (SELECT count(*) FROM leases)                                                           AS leases,
+          FROM (SELECT substr(name, 6) AS status, sum(change) AS tasks
+                  FROM tallies
+                 WHERE name LIKE 'task:%%'
+                 GROUP BY name
+                HAVING sum(change) <> 0) AS each)                                              AS by_status,
+       (SELECT created_at FROM llm_tasks WHERE status = 'queued' AND ready
+         ORDER BY created_at LIMIT 1)                                                          AS oldest_queued_at,
+       (SELECT coalesce(sum(change), 0) FROM tallies WHERE name = 'lease')::bigint             AS leases,
        (SELECT count(*) FROM leases WHERE status = 'active')                                   AS active_leases,
        (SELECT count(*) FROM leases
          WHERE status = 'expired' AND ended_at > bloom_now_ms() - 3600000)                     AS rescued_last_hour,
        (SELECT count(*) FROM workers)                                                          AS workers,
        (SELECT count(*) FROM workers WHERE status = 'online')                                  AS workers_online,
-       (SELECT coalesce(sum(bloom_capacity(capabilities)), 0)
-          FROM workers WHERE status = 'online')                                                AS capacity,
+       (SELECT coalesce(sum(capacity), 0) FROM workers WHERE status = 'online')                                                AS capacity,
+       (SELECT count(*) FROM workers WHERE cordoned)                                           AS cordoned,
+       (SELECT count(*) FROM workers WHERE draining)                                           AS draining,
        NOT bloom_queue_is_open()                                                               AS paused,
+       (SELECT until FROM queue_state)                                                         AS paused_until,
+       (SELECT reason FROM queue_state)                                                        AS pause_reason,
        bloom_now_ms()                                                                          AS at
 """
 
-# What a page or a monitor reads every few seconds need not be fresher; and counting a long history, which takes a
-# second for some million tasks, shall not take more than a twentieth of the server's time.
+# Adds the tallies up, when there are so many that reading them takes a while. What is written meanwhile stays beside.
+ADD_UP = """
+WITH gone AS (
+    DELETE FROM tallies
+     WHERE bloom_leads(%(epoch)s) AND (SELECT count(*) FROM tallies) > %(many)s
+    RETURNING name, change
+)
+INSERT INTO tallies
+SELECT name, sum(change) FROM gone GROUP BY name HAVING sum(change) <> 0
+RETURNING name
+"""
+
+# A snapshot that a page or a monitor reads need not be fresher, however many of them read it.
 FRESH_SECONDS = 1.0
-SHARE = 20
+
+# About a millisecond's reading.
+MANY_TALLIES = 2000
 
 
 class Stats(msgspec.Struct, frozen=True):
     by_status: dict[str, int]
     oldest_queued_at: int | None
+    """Of those that could be claimed, were there a worker; None when there is none."""
     leases: int
     active_leases: int
     rescued_last_hour: int
@@ -40,8 +62,13 @@ class Stats(msgspec.Struct, frozen=True):
     workers_online: int
     capacity: int
     """Leases that the online workers may hold together."""
+    cordoned: int
+    draining: int
     paused: bool
     """Whether the queue hands out nothing at the moment."""
+    paused_until: int | None
+    """When the pause ends, or has ended, by itself."""
+    pause_reason: str | None
     at: int
     """When this was counted, by the database's clock."""
 
@@ -52,6 +79,15 @@ class Stats(msgspec.Struct, frozen=True):
             "leases": {"total": self.leases, "active": self.active_leases},
             "workers": {"total": self.workers, "online": self.workers_online},
         }
+
+
+async def add_up(database: Database, *, epoch: int) -> None:
+    """Keep the tallies few, as the leader of this epoch."""
+    await database.rows(_Name, ADD_UP, epoch=epoch, many=MANY_TALLIES)
+
+
+class _Name(msgspec.Struct, frozen=True):
+    name: str
 
 
 class Counter:
@@ -80,10 +116,13 @@ class Counter:
                 self._latest = error
                 self._fresh_until = began
             else:
-                took = trio.current_time() - began
-                self._fresh_until = began + max(FRESH_SECONDS, SHARE * took)
+                self._fresh_until = began + FRESH_SECONDS
             self._answered.set()
             self._answered = trio.Event()
+
+    def forget(self) -> None:
+        """Count anew for the next who asks: somebody has changed something and wants to see it."""
+        self._fresh_until = -1.0
 
     async def read(self) -> Stats:
         """The counts as they were a moment ago.

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 import trio
 
-from bloomd.runtime import expiry, liveness
+from bloomd.runtime import expiry, liveness, stats
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import Retry
 
@@ -68,4 +68,5 @@ class Sweeper:
             self._database, offline_after=rules.offline_after, mirrored=rules.mirrored, epoch=epoch
         ):
             log.warning("worker offline", worker=worker, reason="silent")
+        await stats.add_up(self._database, epoch=epoch)
         return ended

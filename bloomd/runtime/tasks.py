@@ -69,7 +69,7 @@ WITH task AS (
            lease_id = NULL, worker_id = NULL, updated_at = bloom_now_ms(),
            ready = coalesce(not_before <= bloom_now_ms(), true)
      WHERE id = %(id)s
-       AND (status IN ('failed', 'dead', 'cancelled') OR status = 'queued' AND retry_at > bloom_now_ms())
+       AND (status || '' IN ('failed', 'dead', 'cancelled') OR status || '' = 'queued' AND retry_at > bloom_now_ms())
     RETURNING *
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
@@ -82,13 +82,13 @@ SELECT * FROM task
 CANCEL = """
 WITH task AS (
     SELECT id, status, lease_id FROM llm_tasks
-     WHERE id = %(id)s AND status IN ('queued', 'leased', 'running')
+     WHERE id = %(id)s AND status || '' IN ('queued', 'leased', 'running')
        FOR UPDATE
 ), lease AS (
     UPDATE leases
        SET status = 'released', outcome = 'cancelled', ended_at = bloom_now_ms()
       FROM task
-     WHERE leases.id = task.lease_id AND leases.status = 'active'
+     WHERE leases.id = task.lease_id AND leases.status || '' = 'active'
     RETURNING leases.task_id, leases.ended_at - leases.started_at AS ran_ms
 ), moved AS (
     UPDATE llm_tasks

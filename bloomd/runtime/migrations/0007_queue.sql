@@ -17,24 +17,6 @@ ALTER TABLE leases
 
 UPDATE llm_tasks SET ready = false WHERE status = 'queued' AND greatest(not_before, retry_at) > bloom_now_ms();
 
--- Why a worker cannot take a task with these labels now, its capacity included; null when it can. The one predicate of
--- all ways to lease, and of the answer to why a task waits.
-CREATE FUNCTION bloom_misfit(
-    worker_id varchar, worker_status varchar, capabilities jsonb, held integer, cordoned boolean, draining boolean,
-    pinned_worker_id varchar, labels jsonb
-) RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE
-        WHEN pinned_worker_id <> worker_id                                                      THEN 'not-pinned'
-        WHEN worker_status <> 'online'                                                          THEN 'offline'
-        WHEN capabilities -> 'claude_cli' IS DISTINCT FROM 'true'::jsonb                        THEN 'no-claude'
-        WHEN labels <> '[]'::jsonb AND NOT coalesce(capabilities -> 'labels' @> labels, false)  THEN 'no-label'
-        WHEN draining                                                                           THEN 'draining'
-        WHEN cordoned                                                                           THEN 'cordoned'
-        WHEN held >= bloom_capacity(capabilities)                                               THEN 'full'
-    END
-$$;
-
 -- Tasks that any worker with the same labels could take stand together: a claim looks at the first of each kind, and
 -- never reads past those that are for others. Hashed, because labels may be longer than an index entry.
 CREATE FUNCTION bloom_kind(labels jsonb) RETURNS text
