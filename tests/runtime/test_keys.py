@@ -257,6 +257,7 @@ class Written(Database):
         super().__init__()
         self.hashes = hashes
         self.writes: list[tuple[float, dict[str, int]]] = []
+        self.seconds = 0.0
 
     async def rows(self, struct, query, /, **parameters):
         await trio.lowlevel.checkpoint()
@@ -266,6 +267,7 @@ class Written(Database):
         await trio.lowlevel.checkpoint()
         if self.away == "gone":
             raise Unavailable(self.away)
+        await trio.sleep(self.seconds)
         self.writes.append((trio.current_time(), dict(zip(parameters["hashes"], parameters["ages_ms"], strict=True))))
 
 
@@ -305,3 +307,28 @@ async def test_uses_that_could_not_be_written_are_kept(autojump_clock):
         ring.ask_to_stop()
     [(_, written)] = database.writes
     assert written == {keys.digest(b"one"): USES_SECONDS * 1000}
+
+
+async def test_a_use_during_the_writing_of_another_is_written_next(autojump_clock):
+    database = Written(keys.digest(b"one"))
+    ring = KeyRing(database)
+    database.seconds = 3.0
+    async with trio.open_nursery() as nursery:
+        await nursery.start(ring.run)
+        ring.name_of(b"one")
+        await trio.sleep(USES_SECONDS + 1)
+        ring.name_of(b"one")
+        await trio.sleep(3 * USES_SECONDS)
+        ring.ask_to_stop()
+    assert [list(uses.values()) for _, uses in database.writes] == [[10_000], [12_000]]
+
+
+async def test_a_stop_without_a_database_is_no_trouble(autojump_clock):
+    database = Written(keys.digest(b"one"))
+    ring = KeyRing(database)
+    database.close("gone")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(ring.run)
+        ring.name_of(b"one")
+        ring.ask_to_stop()
+    assert database.writes == []
