@@ -22,13 +22,14 @@ SELECT to_jsonb(task)                              AS task,
        (SELECT reason FROM queue_state)            AS paused_reason,
        (SELECT coalesce(jsonb_object_agg(misfit, number), '{}')
           FROM (SELECT coalesce(bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases,
-                                             workers.capacity, workers.cordoned, workers.draining, NULL, task.labels), 'fits') AS misfit,
+                                             workers.capacity, workers.cordoned, workers.draining,
+                                             NULL, task.labels), 'fits') AS misfit,
                        count(*) AS number
                   FROM workers
                  GROUP BY misfit) AS each)         AS workers,
        (SELECT jsonb_build_object('status', status, 'held', active_leases, 'capacity', capacity,
-                                  'misfit', bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining,
-                                                         NULL, task.labels))
+                                  'misfit', bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned,
+                                                         draining, NULL, task.labels))
           FROM workers
          WHERE id = task.pinned_worker_id)         AS pin,
        (SELECT coalesce(jsonb_agg(label), '[]')
@@ -41,8 +42,8 @@ SELECT to_jsonb(task)                              AS task,
          LIMIT 1)                                  AS same_context,
        (SELECT bool_and(coalesce(capabilities -> 'sessions' = 'true'::jsonb, false))
           FROM workers
-         WHERE bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining, task.pinned_worker_id,
-                            task.labels) IS NULL)  AS only_serial_workers
+         WHERE bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining,
+                            task.pinned_worker_id, task.labels) IS NULL)  AS only_serial_workers
   FROM llm_tasks AS task
  WHERE id = %(id)s
 """

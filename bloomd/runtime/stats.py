@@ -23,7 +23,7 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
          WHERE status = 'expired' AND ended_at > bloom_now_ms() - 3600000)                     AS rescued_last_hour,
        (SELECT count(*) FROM workers)                                                          AS workers,
        (SELECT count(*) FROM workers WHERE status = 'online')                                  AS workers_online,
-       (SELECT coalesce(sum(capacity), 0) FROM workers WHERE status = 'online')                                                AS capacity,
+       (SELECT coalesce(sum(capacity), 0) FROM workers WHERE status = 'online')                AS capacity,
        (SELECT count(*) FROM workers WHERE cordoned)                                           AS cordoned,
        (SELECT count(*) FROM workers WHERE draining)                                           AS draining,
        NOT bloom_queue_is_open()                                                               AS paused,
