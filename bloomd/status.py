@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from bloomd import __version__
-from bloomd.control.answers import LastReload, Leader, Probe, Process, Queue, Service, Status, Sync, Workers
+from bloomd.control.answers import LastReload, Leader, Pause, Probe, Process, Queue, Service, Status, Sync, Workers
 from bloomd.node import Node
 from bloomd.probes import ProbeStatus
 from bloomd.runtime.stats import Stats
@@ -97,11 +97,26 @@ def _queue(stats: Stats) -> Queue:
         oldest_queued_seconds=None if oldest is None else max(0.0, (stats.at - oldest) / 1000),
         active_leases=stats.active_leases,
         rescued_last_hour=stats.rescued_last_hour,
+        pause=_pause(stats),
     )
 
 
+def _pause(stats: Stats) -> Pause | None:
+    if not stats.paused:
+        return None
+    until = stats.paused_until
+    return Pause(until=None if until is None else until / 1000, reason=stats.pause_reason)
+
+
 def _workers(stats: Stats) -> Workers:
-    return Workers(total=stats.workers, online=stats.workers_online, capacity=stats.capacity, busy=stats.active_leases)
+    return Workers(
+        total=stats.workers,
+        online=stats.workers_online,
+        capacity=stats.capacity,
+        busy=stats.active_leases,
+        cordoned=stats.cordoned,
+        draining=stats.draining,
+    )
 
 
 def _leader(node: Node) -> Leader | None:

@@ -1,8 +1,8 @@
 """What the methods answer, as `bloomd-ctl` reads it and `bloomd-ctl -o json` prints it.
 
 Types only: they are plain dictionaries at run time, so that the client, which starts often, need not import them.
-Times are seconds since the epoch, null where something has not happened yet. New keys may come at any time; a change of
-what a key means raises `schema`.
+Times are seconds since the epoch, null where something has not happened yet; but those below "as the API has it" are
+milliseconds, as they are there. New keys may come at any time; a change of what a key means raises `schema`.
 """
 
 from typing import Any, Literal, TypedDict
@@ -35,11 +35,19 @@ class Probe(TypedDict):
     error: str | None
 
 
+class Pause(TypedDict):
+    until: float | None
+    """Null: until somebody resumes it."""
+    reason: str | None
+
+
 class Queue(TypedDict):
     by_status: dict[str, int]
     oldest_queued_seconds: float | None
     active_leases: int
     rescued_last_hour: int
+    pause: Pause | None
+    """Null when the queue is not paused, or when that is not known."""
 
 
 class Workers(TypedDict):
@@ -47,6 +55,8 @@ class Workers(TypedDict):
     online: int
     capacity: int
     busy: int
+    cordoned: int
+    draining: int
 
 
 class Leader(TypedDict):
@@ -168,3 +178,65 @@ class Pong(TypedDict):
 
 class LogLevel(TypedDict):
     level: str
+
+
+# As the API has it.
+
+
+class QueueState(TypedDict):
+    paused: bool
+    until: int | None
+    reason: str | None
+
+
+class Worker(TypedDict):
+    """And all else that the API tells of a worker."""
+
+    id: str
+    status: str
+    cordoned: bool
+    draining: bool
+    active_leases: int
+
+
+class Reason(TypedDict):
+    code: str
+    sentence: str
+
+
+class Explanation(TypedDict):
+    status: str
+    reasons: list[Reason]
+
+
+class Event(TypedDict):
+    id: str | None
+    """Where to go on after it; null for what is told only to those who follow."""
+    type: str
+    entity_id: str
+    data: dict[str, Any]
+    """An entry of the audit log, or what else there is to tell."""
+
+
+class Key(TypedDict):
+    name: str
+    created_at: int
+    created_by: str
+    last_used_at: int | None
+
+
+class Keys(TypedDict):
+    keys: list[Key]
+
+
+class MadeKey(TypedDict):
+    name: str
+    secret: str
+    created_at: int
+    created_by: str
+
+
+class RemovedKey(TypedDict):
+    name: str
+    authentication: bool
+    """Whether the API still asks for a key: not when this was the last one."""
