@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from functools import partial
 
 from bloomd import __version__
-from bloomd.control import layout, render
+from bloomd.control import layout, render, terminal
 from bloomd.control.client import CannotReach, Client, ControlFailure, NotPermitted
 
 TYPE_CHECKING = False  # importing typing would cost as much as a call takes
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
-    from bloomd.control.answers import Json, Probes, Reload, Services, Status
+    from bloomd.control.answers import MadeKey, Probes, Reload, Services, Status
 
 DEFAULT_SOCKET = "/run/bloomd/bloomd.sock"
 
@@ -32,12 +32,9 @@ INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 # Asking is answered from memory; doing may wait for services to stop, for PostgreSQL, or for Membridge.
 ASK_SECONDS = 10.0
 DO_SECONDS = 120.0
-# Often enough to watch a restart, seldom enough to read what is there.
-FOLLOW_SECONDS = 2.0
-# Longer lines are hard to read, however wide the terminal.
-MAX_WIDTH = 100
-# To the terminal's other screen, where long lines are cut at the edge; back to what was there; and a fresh picture.
-ENTER, LEAVE, CLEAR = "\x1b[?1049h\x1b[?7l", "\x1b[?7h\x1b[?1049l", "\x1b[H\x1b[J"
+
+# What of the command line goes to the daemon as it is.
+PARAMS = ("name", "level", "until", "reason")
 
 EXIT_CODES = (
     """\
@@ -56,10 +53,10 @@ class Parser(ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        code = _follow(options) if options.follow else _once(options)
+        code: int = options.run(options)
         sys.stdout.flush()
     except ControlFailure as failure:
-        print(f"bloomd-ctl: {layout.printable(str(failure))}", file=sys.stderr)
+        terminal.tell(layout.printable(str(failure)))
         return _code_of(failure)
     except BrokenPipeError:  # `| head` has seen enough; the interpreter must not find that out again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,76 +72,71 @@ def _once(options: Namespace) -> int:
     if options.output == "json":
         print(json.dumps(answer, indent=2))
     else:
-        print(_text(options.show(layout.printable(answer), _look())))
+        print(terminal.text(options.show(layout.printable(answer), terminal.look())))
     return options.judge(answer)
 
 
-def _follow(options: Namespace) -> NoReturn:
-    """Draw again and again until interrupted."""
-    import signal
+def _status(options: Namespace) -> int:
+    if options.watch:
+        from bloomd.control import following
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` is not to leave us on the other screen
-    draws = options.output == "text" and _is_terminal()
-    try:
-        print(ENTER if draws else "", end="")
-        while True:
-            lines = _picture(options)
-            if draws:
-                print(CLEAR + _text(layout.cropped(lines, *_size())), end="", flush=True)
-            else:
-                print(_text(lines), flush=True)
-            time.sleep(FOLLOW_SECONDS)
-    finally:
-        print(LEAVE if draws else "", end="", flush=True)
+        following.watch(options, partial(_call, options))
+    return _once(options)
 
 
-def _picture(options: Namespace) -> list[str]:
-    """How it is now; a daemon that cannot be reached may be on its way back."""
-    show = options.show
-    try:
-        answer: Json = _call(options)
-    except CannotReach as failure:
-        answer = {"error": str(failure)}
-        show = render.failure
-    if options.output == "json":
-        return [json.dumps(answer)]
-    return list(show(layout.printable(answer), _look(time.strftime("%H:%M:%S  "))))
+def _drain(options: Namespace) -> int:
+    if options.wait:
+        from bloomd.control import following
+
+        return following.until_empty(options, partial(_call, options))
+    return _once(options)
 
 
-def _call(options: Namespace) -> Any:
-    path = options.socket or os.environ.get("BLOOMD_SOCKET") or DEFAULT_SOCKET
-    params = {key: value for key in ("name", "level") if (value := getattr(options, key, None)) is not None}
+def _events(options: Namespace) -> NoReturn:
+    from bloomd.control import following
+
+    following.events(options, partial(_connect, options))
+
+
+def _new_key(options: Namespace) -> int:
+    """The secret alone is the answer, so that `KEY=$(bloomd-ctl key add NAME)` works."""
+    made: MadeKey = _call(options)
+    terminal.tell(f"{made['name']} is a key from now on; its secret is shown only this once")
+    print(json.dumps(made, indent=2) if options.output == "json" else made["secret"])
+    return OK
+
+
+def _call(options: Namespace, method: str = "") -> Any:
+    params = {key: value for key in PARAMS if (value := getattr(options, key, None)) is not None}
     began = time.perf_counter()
-    with Client(path, options.seconds) as client:
-        answer = client.call(options.method, **params)
+    with _connect(options, options.seconds) as client:
+        answer = client.call(method or options.method, **params)
     if options.method == "ping":
         answer["round_trip_ms"] = round((time.perf_counter() - began) * 1000, 3)
     return answer
 
 
-def _look(stamp: str = "") -> layout.Look:
-    colour = _is_terminal() and not os.environ.get("NO_COLOR")
-    return layout.Look(time.time(), min(_size().columns, MAX_WIDTH), colour, stamp)
-
-
-def _is_terminal() -> bool:
-    """Whether what we write to understands escape sequences."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _size() -> os.terminal_size:
-    return shutil.get_terminal_size((MAX_WIDTH, 24))
-
-
-def _text(lines: Iterable[str]) -> str:
-    text = "\n".join(lines)
-    return text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)  # some locales have few letters
+def _connect(options: Namespace, seconds: float) -> Client:
+    return Client(options.socket or os.environ.get("BLOOMD_SOCKET") or DEFAULT_SOCKET, seconds)
 
 
 def _code_of(failure: ControlFailure) -> int:
     if isinstance(failure, NotPermitted):
         return NOT_PERMITTED
     return CANNOT_REACH if isinstance(failure, CannotReach) else FAILED
+
+
+def _time(text: str) -> int:
+    from bloomd.control import until
+
+    try:
+        return until.parse(text, time.time())
+    except until.WrongTime as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def _list(text: str) -> list[str]:
+    return [name for name in text.replace(" ", "").split(",") if name]
 
 
 def _fine(answer: Any) -> int:
@@ -173,31 +165,35 @@ def _parser() -> ArgumentParser:
         description="Ask the bloomd of this machine how it is, and steer it.",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(output="text", socket=None, follow=False)
+    parser.set_defaults(output="text", socket=None)
     parser.add_argument("--version", action="version", version=f"bloomd-ctl {__version__}")
     everywhere = Parser(add_help=False, argument_default=SUPPRESS)
     for place in (parser, everywhere):
         place.add_argument("-s", "--socket", help="path of the control socket")
         place.add_argument("-o", "--output", choices=("text", "json"), help="how to print the answer (default: text)")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     examples: list[str] = []
 
-    def command(name: str, summary: str, *, example: str, method: str = "", **defaults: object) -> ArgumentParser:
+    def command(
+        name: str, summary: str, *, example: str, method: str = "", within: Any = commands, **defaults: object
+    ) -> ArgumentParser:
         examples.append(f"  {example:<36}{summary}")
-        added = subparsers.add_parser(
+        added: ArgumentParser = within.add_parser(
             name,
             parents=[everywhere],
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example: {example}",
         )
-        added.set_defaults(**{"method": method or name, "judge": _fine, "seconds": ASK_SECONDS} | defaults)
+        usual = {"run": _once, "method": method or name, "judge": _fine, "seconds": ASK_SECONDS}
+        added.set_defaults(**usual | defaults)
         return added
 
     status = command(
-        "status", "show how everything is", example="bloomd-ctl status -w", show=render.status, judge=_by_verdict
-    )
-    status.add_argument("-w", "--watch", dest="follow", action="store_true", help="draw again every 2 s until Ctrl-C")
+        "status", "show how everything is", example="bloomd-ctl status -w",
+        run=_status, show=render.status, judge=_by_verdict,
+    )  # fmt: skip
+    status.add_argument("-w", "--watch", action="store_true", help="draw again every 2 s until Ctrl-C")
     command("ping", "see whether the daemon answers", example="bloomd-ctl ping", show=render.ping)
     command("version", "show the daemon's version", example="bloomd-ctl version", show=render.version)
     command("config", "show every setting and its source", example="bloomd-ctl config -o json", show=render.config)
@@ -223,6 +219,50 @@ def _parser() -> ArgumentParser:
         method="log.level", show=render.log_level,
     )  # fmt: skip
     level.add_argument("level", nargs="?", choices=("debug", "info", "warning", "error"), help="the new level")
+    pause = command(
+        "pause", "hand out no tasks for a while", example="bloomd-ctl pause --until 18:00",
+        method="queue.pause", show=render.queue, seconds=DO_SECONDS,
+    )  # fmt: skip
+    pause.add_argument(
+        "--until", type=_time, metavar="TIME", help="18:00, 2026-12-01T09:30, +90m, +2h or +1d (default: until resumed)"
+    )
+    pause.add_argument("--reason", metavar="TEXT", help="why, for those who wonder")
+    command(
+        "resume", "hand out tasks again", example="bloomd-ctl resume",
+        method="queue.resume", show=render.queue, seconds=DO_SECONDS,
+    )  # fmt: skip
+    for name, summary in (
+        ("cordon", "give a worker no new leases"),
+        ("uncordon", "give a worker leases again"),
+        ("drain", "let a worker finish, to take it away"),
+    ):
+        worker = command(
+            name, summary, example=f"bloomd-ctl {name} gpu-1{' --wait' if name == 'drain' else ''}",
+            method=f"worker.{name}", show=render.worker, seconds=DO_SECONDS,
+        )  # fmt: skip
+        worker.add_argument("name", metavar="WORKER", help="its name")
+    worker.set_defaults(run=_drain)
+    worker.add_argument(
+        "--wait", action="store_true", help="return when it holds no lease; Ctrl-C ends only the waiting"
+    )
+    why = command("why", "tell why a task does not run", example="bloomd-ctl why TASK", show=render.why)
+    why.add_argument("name", metavar="TASK", help="its id")
+    events = command("events", "follow what happens", example="bloomd-ctl events --types task", run=_events)
+    events.add_argument("--types", type=_list, metavar="TYPE,...", help="only these: task, lease, worker, probe, audit")
+    events.add_argument("--after", metavar="ID", help="begin after this event, not with what comes from now on")
+    key = commands.add_parser("key", help="make, list or remove a named API key", description="API keys by name.")
+    actions = key.add_subparsers(metavar="ACTION", required=True)
+    for name, summary, run, show in (
+        ("add", "make an API key; its secret is printed", _new_key, None),
+        ("list", "show who has an API key", _once, render.keys),
+        ("remove", "make an API key invalid", _once, render.removed_key),
+    ):
+        example = f"bloomd-ctl key {name}{'' if name == 'list' else ' ci'}"
+        action = command(
+            name, summary, example=example, within=actions, method=f"key.{name}", run=run, show=show, seconds=DO_SECONDS
+        )
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="of the key, and of whoever uses it in the audit log")
     parser.epilog = "\n".join(["examples:", *examples, "", EXIT_CODES])
     return parser
 

@@ -5,6 +5,7 @@ Pure functions from values to lines; what the answers of the control socket say 
 
 from __future__ import annotations
 
+import time
 from textwrap import wrap
 
 TYPE_CHECKING = False  # importing typing would cost as much as all of this
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 _GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
 _COLOURS = {
-    "ok": _GREEN, "running": _GREEN, "up": _GREEN,
+    "ok": _GREEN, "running": _GREEN, "up": _GREEN, "completed": _GREEN, "online": _GREEN,
     "degraded": _YELLOW, "starting": _YELLOW, "waiting": _YELLOW, "backoff": _YELLOW, "stopping": _YELLOW,
-    "stopped": _YELLOW, "unknown": _YELLOW, "not watched": _YELLOW,
-    "down": _RED, "failed": _RED,
+    "stopped": _YELLOW, "unknown": _YELLOW, "not watched": _YELLOW, "paused": _YELLOW,
+    "offline": _YELLOW, "expired": _YELLOW, "rescued": _YELLOW, "retried": _YELLOW, "reset": _YELLOW,
+    "down": _RED, "failed": _RED, "dead": _RED,
     "disabled": _DIM, "not configured": _DIM,
 }  # fmt: skip
 
@@ -38,9 +40,9 @@ class Look:
         self.colour = colour
         self.stamp = stamp
 
-    def paint(self, word: str) -> str:
+    def paint(self, word: str, meaning: str | None = None) -> str:
         """A word in the colour of what it means, if it means anything."""
-        code = _COLOURS.get(word.strip())
+        code = _COLOURS.get(meaning or word.strip())
         return f"\x1b[{code}m{word}\x1b[0m" if self.colour and code else word
 
     def ago(self, at: float) -> str:
@@ -66,6 +68,12 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds / 60)} min"
     return f"{int(seconds / 3600)} h" if seconds < 48 * 3600 else f"{int(seconds / 86400)} d"
+
+
+def clock(at: float, now: float, form: str = "%H:%M") -> str:
+    """A moment by the clock of the place; with its date when that is not today's."""
+    when, today = time.localtime(at), time.localtime(now)
+    return time.strftime(form if when[:3] == today[:3] else f"%Y-%m-%d {form}", when)
 
 
 def cropped(lines: list[str], width: int, height: int) -> list[str]:

@@ -6,7 +6,7 @@ that some server sent, say) loses its control characters first, so that it canno
 
 from __future__ import annotations
 
-from bloomd.control.layout import count, duration, milliseconds, section, table
+from bloomd.control.layout import clock, count, duration, milliseconds, section, table
 
 TYPE_CHECKING = False  # importing typing would cost as much as all of this
 if TYPE_CHECKING:
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from bloomd.control.answers import (
         Change,
         Config,
+        Event,
+        Explanation,
         Json,
+        Keys,
         Leader,
         LogLevel,
         Pong,
@@ -23,16 +26,22 @@ if TYPE_CHECKING:
         Probes,
         Process,
         Queue,
+        QueueState,
         Reload,
+        RemovedKey,
         Service,
         Services,
         Status,
         Sync,
         SyncRound,
         Version,
+        Worker,
         Workers,
     )
     from bloomd.control.layout import Look
+
+# Wide enough for `worker.registered`.
+_ACTION = 17
 
 
 def shown(value: Json | tuple[Json, ...]) -> str:
@@ -64,7 +73,8 @@ def status(answer: Status, look: Look) -> Iterator[str]:
     away = {service["name"] for service in answer["services"] if service["state"] != "running"}
     yield from _probe_rows(answer["probes"], look, away)
     yield ""
-    yield from section(_queue(answer["queue"]), look, label="queue", lead="unknown")
+    queue = answer["queue"]
+    yield from section(_queue(queue, look), look, label="queue", lead="paused" if queue else "unknown")
     yield from section(_workers(answer["workers"]), look, label="workers", lead="unknown")
     leader = answer.get("leader")
     yield from section(_leader(leader, look), look, label="leader", lead="unknown")
@@ -142,6 +152,63 @@ def log_level(answer: LogLevel, look: Look) -> Iterator[str]:
     yield f"log level: {answer['level']}"
 
 
+def queue(answer: QueueState, look: Look) -> Iterator[str]:
+    if not answer["paused"]:
+        yield "the queue is not paused"
+        return
+    until = answer["until"]
+    reason = f": {answer['reason']}" if answer["reason"] else ""
+    yield from section(f"the queue is {_paused(until and until / 1000, look)}{reason}", look)
+
+
+def worker(answer: Worker, look: Look) -> Iterator[str]:
+    leases = f"{count(answer['active_leases'], 'lease')} left" if answer["active_leases"] else "it holds no lease"
+    if answer["draining"]:
+        yield f"{answer['id']} is {'draining' if answer['active_leases'] else 'drained'}: {leases}"
+    elif answer["cordoned"]:
+        yield f"{answer['id']} is cordoned: {leases}"
+    else:
+        away = "" if answer["status"] == "online" else f" as soon as it is online (it is {answer['status']})"
+        yield f"{answer['id']} gets leases again{away}"
+
+
+def why(answer: Explanation, look: Look) -> Iterator[str]:
+    yield from table([[reason["code"], reason["sentence"]] for reason in answer["reasons"]], look, indent="")
+
+
+def event(answer: Event, look: Look) -> Iterator[str]:
+    data = answer["data"]
+    at = data["timestamp"] / 1000 if data.get("timestamp") else look.now
+    what = data.get("action") or answer["type"]
+    facts = [
+        clock(at, look.now, "%H:%M:%S"),
+        look.paint(what.ljust(_ACTION), data.get("state") or what.rpartition(".")[2]),
+        answer["entity_id"],
+        data.get("actor"),
+        *map(data.get, ("state", "detail", "reason", "error")),
+        data.get("progress"),
+    ]
+    yield "  ".join(str(fact) for fact in facts if fact not in (None, ""))
+
+
+def keys(answer: Keys, look: Look) -> Iterator[str]:
+    if not answer["keys"]:
+        yield "no key has a name"
+        return
+    rows = [["name", "made", "by", "last used"]]
+    for key in answer["keys"]:
+        used = key["last_used_at"]
+        made = clock(key["created_at"] / 1000, look.now)
+        rows.append([key["name"], made, key["created_by"], "never" if used is None else look.ago(used / 1000)])
+    yield from table(rows, look, indent="")
+
+
+def removed_key(answer: RemovedKey, look: Look) -> Iterator[str]:
+    yield f"{answer['name']} is a key no longer"
+    if not answer["authentication"]:
+        yield from section("it was the last one: whoever reaches the API may now do everything", look, label="notice")
+
+
 def _service_rows(services: Iterable[Service], look: Look, indent: str = "  ") -> Iterator[str]:
     rows: list[list[str]] = []
     for service in services:
@@ -183,10 +250,17 @@ def _probe_rows(probes: list[Probe], look: Look, away: set[str], indent: str = "
     yield from table(rows, look, indent=indent)
 
 
-def _queue(queue: Queue | None) -> str:
+def _paused(until: float | None, look: Look) -> str:
+    return f"paused until {'somebody resumes it' if until is None else clock(until, look.now)}"
+
+
+def _queue(queue: Queue | None, look: Look) -> str:
     if queue is None:
         return "unknown (PostgreSQL is away)"
-    facts = [f"{count} {status}" for status, count in queue["by_status"].items()] or ["empty"]
+    facts = [f"{number} {status}" for status, number in queue["by_status"].items()] or ["empty"]
+    if pause := queue.get("pause"):
+        reason = f" ({pause['reason']})" if pause["reason"] else ""
+        facts.insert(0, _paused(pause["until"], look) + reason)
     if queue["oldest_queued_seconds"] is not None:
         facts.append(f"oldest queued for {duration(queue['oldest_queued_seconds'])}")
     facts.append(count(queue["active_leases"], "active lease"))
@@ -198,6 +272,9 @@ def _workers(workers: Workers | None) -> str:
     if workers is None:
         return "unknown (PostgreSQL is away)"
     online = f"{workers['online']} of {workers['total']} online"
+    for word in ("cordoned", "draining"):
+        if number := workers.get(word):
+            online += f", {number} {word}"
     busy, capacity = workers["busy"], workers["capacity"]
     if busy > capacity:  # the capacity is that of workers online; who went offline still holds a place
         return f"{online}, {count(busy, 'place')} taken"

@@ -1,10 +1,20 @@
 import time
+from collections.abc import Iterator
 
 import pytest
 from control_answers import BAD, GOOD, NOW, probe, service
 
 from bloomd.control import render
 from bloomd.control.layout import Look, cropped, duration, printable
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC0")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 def lines(show, answer, **look) -> list[str]:
@@ -103,7 +113,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_an_empty_queue_and_no_control_plane() -> None:
-    queue = {"by_status": {}, "oldest_queued_seconds": None, "active_leases": 1, "rescued_last_hour": 2}
+    queue = {"by_status": {}, "oldest_queued_seconds": None, "active_leases": 1, "rescued_last_hour": 2, "pause": None}
     text = "\n".join(lines(render.status, GOOD | {"queue": queue, "sync": GOOD["sync"] | {"configured": False}}))
     assert "queue     empty, 1 active lease, 2 rescued in the last hour" in text
     assert "sync      not configured" in text
@@ -120,6 +130,155 @@ def test_an_empty_queue_and_no_control_plane() -> None:
 )
 def test_workers_that_went_offline_still_hold_their_places(workers: dict, text: str) -> None:
     assert f"workers   {text}" in lines(render.status, GOOD | {"workers": workers})
+
+
+@pytest.mark.parametrize(
+    ("pause", "text"),
+    [
+        (None, "12 queued, "),
+        ({"until": None, "reason": None}, "paused until somebody resumes it, 12 queued, "),
+        ({"until": NOW + 3600, "reason": None}, "paused until 23:13, 12 queued, "),
+        (
+            {"until": NOW + 7200, "reason": "quota used up"},
+            "paused until 2023-11-15 00:13 (quota used up), 12 queued, ",
+        ),
+    ],
+)
+def test_a_status_says_first_that_the_queue_is_paused(pause: dict | None, text: str) -> None:
+    status = GOOD | {"queue": GOOD["queue"] | {"pause": pause}}
+    assert f"queue     {text}" in "\n".join(lines(render.status, status))
+    painted = "queue     \x1b[33mpaused\x1b[0m until" in "\n".join(lines(render.status, status, colour=True))
+    assert painted is (pause is not None)
+
+
+def test_a_status_counts_the_workers_that_get_nothing_new() -> None:
+    workers = GOOD["workers"] | {"cordoned": 1, "draining": 2}
+    text = "workers   3 of 4 online, 1 cordoned, 2 draining, 3 of 12 places taken"
+    assert text in lines(render.status, GOOD | {"workers": workers})
+
+
+def test_the_status_of_a_daemon_from_before_these_fields_is_shown() -> None:
+    workers = {"total": 4, "online": 3, "capacity": 12, "busy": 3}
+    queue = {key: value for key, value in GOOD["queue"].items() if key != "pause"}
+    assert lines(render.status, GOOD | {"workers": workers, "queue": queue}) == lines(render.status, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"paused": False, "until": None, "reason": None}, "the queue is not paused"),
+        ({"paused": True, "until": None, "reason": None}, "the queue is paused until somebody resumes it"),
+        (
+            {"paused": True, "until": int((NOW + 60) * 1000), "reason": "quota"},
+            "the queue is paused until 22:14: quota",
+        ),
+    ],
+)
+def test_the_queue(state: dict, text: str) -> None:
+    assert lines(render.queue, state) == [text]
+
+
+@pytest.mark.parametrize(
+    ("worker", "text"),
+    [
+        ({}, "gpu-1 gets leases again"),
+        ({"status": "offline"}, "gpu-1 gets leases again as soon as it is online (it is offline)"),
+        ({"cordoned": True}, "gpu-1 is cordoned: it holds no lease"),
+        ({"cordoned": True, "active_leases": 1}, "gpu-1 is cordoned: 1 lease left"),
+        ({"draining": True, "active_leases": 2}, "gpu-1 is draining: 2 leases left"),
+        ({"draining": True}, "gpu-1 is drained: it holds no lease"),
+    ],
+)
+def test_a_worker_that_is_held_back(worker: dict, text: str) -> None:
+    usual = {"id": "gpu-1", "status": "online", "cordoned": False, "draining": False, "active_leases": 0}
+    assert lines(render.worker, usual | worker) == [text]
+
+
+def test_why_gives_each_reason_with_its_code() -> None:
+    reasons = [
+        {"code": "queue-paused", "sentence": "The queue is paused until 2026-12-01 18:00:00 UTC: quota used up."},
+        {"code": "no-label", "sentence": "None of the 3 online workers has the label gpu."},
+    ]
+    assert lines(render.why, {"status": "queued", "reasons": reasons}, width=60) == [
+        "queue-paused  The queue is paused until 2026-12-01 18:00:00",
+        "              UTC: quota used up.",
+        "no-label      None of the 3 online workers has the label",
+        "              gpu.",
+    ]
+
+
+def event(type: str, entity_id: str, data: dict, id: str | None = "7-1") -> dict:
+    return {"id": id, "type": type, "entity_id": entity_id, "data": data}
+
+
+def entry(action: str, **more: object) -> dict:
+    usual = {"id": "e", "timestamp": int(NOW * 1000), "action": action, "entity_type": "task", "entity_id": "T"}
+    return usual | {"actor": "ci", "detail": None} | more
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (event("task", "T", entry("task.created")), "22:13:20  task.created       T  ci"),
+        (
+            event("task", "T", entry("task.retried", detail="attempt 1 of 3:\nno such file")),
+            "22:13:20  task.retried       T  ci  attempt 1 of 3: no such file",
+        ),
+        (
+            event("audit", "queue", entry("queue.paused", timestamp=int((NOW - 86400) * 1000))),
+            "2023-11-13 22:13:20  queue.paused       queue  ci",
+        ),
+        (
+            event("task", "T", {"action": "task.progress", "timestamp": int(NOW * 1000), "progress": 0.5}, None),
+            "22:13:20  task.progress      T  0.5",
+        ),
+        (
+            event("probe", "minio", {"name": "minio", "state": "down", "error": "refused", "node": "a"}, None),
+            "22:13:20  probe              minio  down  refused",
+        ),
+        (event("reset", "", {"reason": "look anew"}), "22:13:20  reset              look anew"),
+    ],
+)
+def test_an_event_is_one_line(answer: dict, text: str) -> None:
+    assert lines(render.event, answer, width=40) == [text]
+
+
+@pytest.mark.parametrize(
+    ("answer", "coloured"),
+    [
+        (event("task", "T", entry("task.completed")), "\x1b[32mtask.completed   \x1b[0m"),
+        (event("task", "T", entry("task.dead")), "\x1b[31mtask.dead        \x1b[0m"),
+        (event("probe", "minio", {"state": "down"}, None), "\x1b[31mprobe            \x1b[0m"),
+        (event("probe", "minio", {"state": "up"}, None), "\x1b[32mprobe            \x1b[0m"),
+    ],
+)
+def test_the_colour_of_an_event_is_what_became_of_it(answer: dict, coloured: str) -> None:
+    [line] = lines(render.event, answer, colour=True)
+    assert coloured in line
+
+
+def test_keys() -> None:
+    keys = [
+        {
+            "name": "ci", "created_at": int((NOW - 86400) * 1000), "created_by": "root",
+            "last_used_at": int((NOW - 61) * 1000),
+        },
+        {"name": "laptop", "created_at": int((NOW - 60) * 1000), "created_by": "ci", "last_used_at": None},
+    ]  # fmt: skip
+    assert lines(render.keys, {"keys": keys}) == [
+        "name    made              by    last used",
+        "ci      2023-11-13 22:13  root  1 min ago",
+        "laptop  22:12             ci    never",
+    ]
+    assert lines(render.keys, {"keys": []}) == ["no key has a name"]
+
+
+def test_the_last_key_is_not_removed_in_silence() -> None:
+    assert lines(render.removed_key, {"name": "ci", "authentication": True}) == ["ci is a key no longer"]
+    assert lines(render.removed_key, {"name": "ci", "authentication": False}) == [
+        "ci is a key no longer",
+        "notice    it was the last one: whoever reaches the API may now do everything",
+    ]
 
 
 def test_under_a_group_stopped_by_hand_nothing_is_watched() -> None:

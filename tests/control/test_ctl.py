@@ -16,7 +16,7 @@ import trio
 from control_answers import BAD, GOOD, service
 
 from bloomd import __version__
-from bloomd.control.codes import NOT_PERMITTED
+from bloomd.control.codes import NOT_PERMITTED, UNAVAILABLE
 from bloomd.control.listener import bind, unbind
 from bloomd.control.server import Call, ControlError, ControlServer, Method
 from bloomd.ctl import DEFAULT_SOCKET, _parser
@@ -26,14 +26,18 @@ OURS = ("NO_COLOR", "BLOOMD_SOCKET", "COLUMNS", "LINES")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in OURS}
 ROOT = Path(__file__).parents[2]
 
+WORKER = {"id": "gpu-1", "status": "online", "cordoned": False, "draining": False, "active_leases": 2}
+
 RELOAD = {
     "ok": True, "result": "unchanged", "changes": [], "restarted": [], "needs_restart": [], "retried": [], "errors": [],
 }  # fmt: skip
 
 
-class Anything(msgspec.Struct):
+class Anything(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
     level: str | None = None
+    until: int | None = None
+    reason: str | None = None
 
 
 class Canned:
@@ -41,7 +45,7 @@ class Canned:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[tuple[str, Any]] = []
         self.answers: dict[str, Any] = {
             "ping": {"pong": True, "pid": 4711, "loop_lag_ms": 0.2},
             "version": {"version": "0.1.0", "python": "3.11.7", "schema": 3},
@@ -54,6 +58,16 @@ class Canned:
             "probe": {"probes": []},
             "sync": {"agents": 3, "added": 0, "changed": 1, "offline": 2, "seconds": 0.1},
             "log.level": {"level": "info"},
+            "queue.pause": {"paused": True, "until": None, "reason": "quota"},
+            "queue.resume": {"paused": False, "until": None, "reason": None},
+            "worker": WORKER,
+            "worker.cordon": WORKER | {"cordoned": True},
+            "worker.uncordon": WORKER,
+            "worker.drain": WORKER | {"draining": True},
+            "why": {"status": "queued", "reasons": [{"code": "queue-paused", "sentence": "The queue is paused."}]},
+            "key.add": {"name": "ci", "secret": "bloom_secret", "created_at": 1, "created_by": "root"},
+            "key.list": {"keys": []},
+            "key.remove": {"name": "ci", "authentication": True},
         }
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -67,10 +81,13 @@ class Canned:
 
     def _answering(self, name: str) -> Any:
         async def answer(params: Anything, call: Call) -> object:
-            self.asked.append((name, params.name or params.level))
-            if isinstance(self.answers[name], Exception):
-                raise self.answers[name]
-            return self.answers[name]
+            self.asked.append((name, params.name or params.level or params.until or params.reason))
+            answer = self.answers[name]
+            if isinstance(answer, list):  # one after the other, the last for ever
+                answer = answer.pop(0) if len(answer) > 1 else answer[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
         return answer
 
@@ -131,6 +148,16 @@ async def test_json_is_what_the_daemon_said(canned: Canned) -> None:
         (["sync"], ("sync", None), 0, "3 agents: 0 added, 1 changed, 2 offline"),
         (["log-level"], ("log.level", None), 0, "log level: info"),
         (["log-level", "debug"], ("log.level", "debug"), 0, "log level: info"),
+        (["pause"], ("queue.pause", None), 0, "the queue is paused until somebody resumes it: quota\n"),
+        (["pause", "--reason", "quota"], ("queue.pause", "quota"), 0, "paused"),
+        (["pause", "--until", "2099-01-01T00:00Z"], ("queue.pause", 4070908800000), 0, "paused"),
+        (["resume"], ("queue.resume", None), 0, "the queue is not paused\n"),
+        (["cordon", "gpu-1"], ("worker.cordon", "gpu-1"), 0, "gpu-1 is cordoned: 2 leases left\n"),
+        (["uncordon", "gpu-1"], ("worker.uncordon", "gpu-1"), 0, "gpu-1 gets leases again\n"),
+        (["drain", "gpu-1"], ("worker.drain", "gpu-1"), 0, "gpu-1 is draining: 2 leases left\n"),
+        (["why", "T"], ("why", "T"), 0, "queue-paused  The queue is paused.\n"),
+        (["key", "list"], ("key.list", None), 0, "no key has a name\n"),
+        (["key", "remove", "ci"], ("key.remove", "ci"), 0, "ci is a key no longer\n"),
     ],
 )
 async def test_every_command_asks_what_it_says(
@@ -180,12 +207,85 @@ async def test_without_anything_said_the_default_socket_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["stat"], ["restart"], ["status", "extra"], ["log-level", "loud"], ["-o", "yaml", "status"]]
-)
+    "arguments",
+    [
+        [], ["stat"], ["restart"], ["status", "extra"], ["log-level", "loud"], ["-o", "yaml", "status"], ["key"],
+        ["key", "add"], ["key", "list", "ci"], ["drain", "--wait"], ["pause", "18:00"],
+    ],
+)  # fmt: skip
 async def test_wrong_usage(arguments: list[str]) -> None:
     done = await ctl(*arguments)
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("usage: bloomd-ctl ")
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        ("soon", "'soon' is no time: say it as 18:00,"),
+        ("24:00", "no clock shows 24:00"),
+        ("2001-01-01", "2001-01-01 is over"),
+    ],
+)
+async def test_a_wrong_time_is_wrong_usage(time: str, words: str) -> None:
+    done = await ctl("pause", "--until", time)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert f"bloomd-ctl pause: argument --until: {words}" in done.stderr
+
+
+async def test_the_secret_of_a_new_key_is_all_there_is_to_read(canned: Canned) -> None:
+    done = await canned.ctl("key", "add", "ci")
+    assert (done.returncode, done.stdout) == (0, "bloom_secret\n")
+    assert done.stderr == "bloomd-ctl: ci is a key from now on; its secret is shown only this once\n"
+    assert canned.asked == [("key.add", "ci")]
+    done = await canned.ctl("-o", "json", "key", "add", "ci")
+    assert json.loads(done.stdout) == canned.answers["key.add"]
+
+
+async def test_waiting_for_a_worker_ends_when_it_holds_nothing(canned: Canned) -> None:
+    draining = WORKER | {"draining": True}
+    away = ControlError("PostgreSQL does not answer", UNAVAILABLE)
+    canned.answers["worker"] = [draining, away, draining | {"active_leases": 1}, draining | {"active_leases": 0}]
+    done = await canned.ctl("drain", "gpu-1", "--wait")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        ["gpu-1 is draining: 2 leases left", "gpu-1 is draining: 1 lease left", "gpu-1 is drained: it holds no lease"],
+    )
+    assert done.stderr == "bloomd-ctl: PostgreSQL does not answer; waiting for its return\n"
+
+    canned.answers["worker.drain"] = canned.answers["worker"][0]
+    done = await canned.ctl("-o", "json", "drain", "gpu-1", "--wait")
+    assert (done.returncode, json.loads(done.stdout)) == (0, draining | {"active_leases": 0})
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "code", "stdout", "stderr"),
+    [
+        (WORKER, 1, "gpu-1 gets leases again\n", ""),
+        (ControlError("Worker not found"), 1, "", "bloomd-ctl: Worker not found\n"),
+    ],
+)
+async def test_waiting_for_a_worker_ends_when_it_drains_no_longer(
+    canned: Canned, meanwhile: Any, code: int, stdout: str, stderr: str
+) -> None:
+    canned.answers["worker"] = meanwhile
+    done = await canned.ctl("drain", "gpu-1", "--wait")
+    assert (done.returncode, done.stderr) == (code, stderr)
+    assert done.stdout == "gpu-1 is draining: 2 leases left\n" + stdout
+
+
+async def test_ctrl_c_ends_only_the_waiting(canned: Canned, nursery: trio.Nursery) -> None:
+    wait = partial(
+        trio.run_process, [*CTL, "-s", canned.path, "drain", "gpu-1", "--wait"], env=ENVIRONMENT, check=False
+    )
+    process: trio.Process = await nursery.start(partial(wait, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with trio.fail_after(20):
+        assert await process.stdout.receive_some() == b"gpu-1 is draining: 2 leases left\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        assert await process.stderr.receive_some() == b"\ngpu-1 goes on draining\n"
 
 
 async def test_help_has_an_example_for_every_command() -> None:
@@ -203,6 +303,16 @@ async def test_help_has_an_example_for_every_command() -> None:
         "probe",
         "sync",
         "log-level",
+        "pause",
+        "resume",
+        "cordon",
+        "uncordon",
+        "drain",
+        "why",
+        "events",
+        "key add",
+        "key list",
+        "key remove",
     ]
     for command in commands:
         assert f"\n  bloomd-ctl {command}" in done.stdout
@@ -213,7 +323,7 @@ async def test_help_has_an_example_for_every_command() -> None:
 def test_the_services_of_the_examples_exist() -> None:
     table = (ROOT / "bloomd/daemon.py").read_text()
     services = set(re.findall(r'\bService\(\s*"([^"]+)"', table))
-    probes = set(re.findall(r'\bProbe\(\s*"([^"]+)"', table))
+    probes = set(re.findall(r'"([^"]+)": lambda: \w+\.check', table))
     assert {"http", "membridge-sync"} <= services
     assert "minio" in probes
     texts = _parser().format_help() + (ROOT / "man/bloomd-ctl.8").read_text() + (ROOT / "README.md").read_text()

@@ -33,8 +33,10 @@ CLIENT = {
     "bloomd.ctl",
     "bloomd.control.client",
     "bloomd.control.codes",
+    "bloomd.control.following",
     "bloomd.control.layout",
     "bloomd.control.render",
+    "bloomd.control.terminal",
     "bloomd.control.until",
     "bloomd.control.answers",
 }
