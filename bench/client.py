@@ -1,5 +1,7 @@
 """`python -m bench.client PORT KEY UNIT CONNECTIONS SECONDS`: keeps bloomd busy, from a process of its own.
 
+UNIT is one of `UNITS`, or a path to GET.
+
 Plain sockets and one selector: a real HTTP client would need more of the machine than the daemon. Every connection
 does its unit of work again and again. A line says that the warm-up is over, and one at the end has the figures.
 """
@@ -12,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 WARM_UP_SECONDS = 1.0
@@ -20,29 +23,53 @@ TASKS = "/api/runtime/llm-tasks"
 TASK = {"prompt": "Summarise the attached minutes in three sentences.", "agent_slug": "summary"}
 RESULT = {"status": "success", "output": "They met. They agreed. They will meet again.", "metrics": {"duration_ms": 9}}
 
-# Yields requests (method, path, body) and is sent the decoded answers.
-Unit = Generator[tuple[str, str, Any], Any, None]
+# As many as one request may bring.
+BULK = 500
+# More than a worker may hold (32), so that it gets all it can.
+BATCH = 50
+
+# Yields requests (method, path, body), is sent the decoded answers, and returns how many things it has done.
+Unit = Generator[tuple[str, str, Any], Any, int]
 
 
-def health() -> Unit:
-    yield "GET", "/api/runtime/health", {}
+def get(path: str) -> Unit:
+    yield "GET", path, {}
+    return 1
 
 
-def stats() -> Unit:
-    yield "GET", "/api/runtime/stats", {}
-
-
-def create() -> Unit:
+def create(connection: int) -> Unit:
     yield "POST", TASKS, TASK
+    return 1
 
 
-def cycle() -> Unit:
+def bulk(connection: int) -> Unit:
+    yield "POST", TASKS, [TASK] * BULK
+    return BULK
+
+
+def batch(connection: int) -> Unit:
+    """Each connection is a worker of its own."""
+    claim = {"worker_id": f"bench-{connection}", "max": BATCH, "wait_seconds": 5}
+    claimed = (yield "POST", "/api/runtime/leases/claim", claim)["leases"]
+    done = yield (
+        "POST",
+        "/api/runtime/leases/complete",
+        [RESULT | {"lease_id": each["lease"]["id"]} for each in claimed],
+    )
+    return sum(each["ok"] for each in done)
+
+
+def cycle(connection: int) -> Unit:
     task = yield "POST", TASKS, TASK
     path = f"{TASKS}/{task['id']}"
     leased = yield "POST", f"{path}/lease", {}
     proof = {"lease_id": leased["lease"]["id"]}
     yield "POST", f"{path}/heartbeat", proof
     yield "POST", f"{path}/complete", RESULT | proof
+    return 1
+
+
+UNITS: dict[str, Callable[[int], Unit]] = {"create": create, "bulk": bulk, "batch": batch, "cycle": cycle}
 
 
 class Connection:
@@ -53,8 +80,8 @@ class Connection:
         self._unit = unit
         self._begin()
 
-    def receive(self) -> float | None:
-        """Read what has come, and go on when an answer is complete; the seconds of the unit when that ended it."""
+    def receive(self) -> tuple[float, int] | None:
+        """Read what has come, and go on when an answer is complete; seconds and things of the unit that this ended."""
         chunk = self.socket.recv(1 << 16)
         self._received += chunk
         head, _, body = self._received.partition(b"\r\n\r\n")
@@ -65,10 +92,10 @@ class Connection:
             return None
         try:
             self._send(*self._steps.send(json.loads(body)))
-        except StopIteration:
+        except StopIteration as end:
             took = time.monotonic() - self._began
             self._begin()
-            return took
+            return took, end.value
         return None
 
     def _begin(self) -> None:
@@ -84,26 +111,26 @@ class Connection:
         self.socket.sendall((head + content).encode())
 
 
-def _work(selector: selectors.BaseSelector, seconds: float) -> list[float]:
-    units: list[float] = []
+def _work(selector: selectors.BaseSelector, seconds: float) -> list[tuple[float, int]]:
+    units: list[tuple[float, int]] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        units += [took for key, _ in selector.select(0.1) if (took := key.data())]
+        units += [ended for key, _ in selector.select(0.1) if (ended := key.data())]
     return units
 
 
 def main(port: str, key: str, unit: str, connections: str, seconds: str) -> None:
     with selectors.DefaultSelector() as selector:
-        for _ in range(int(connections)):
-            connection = Connection(
-                port, key, {"health": health, "stats": stats, "create": create, "cycle": cycle}[unit]
-            )
+        for number in range(int(connections)):
+            begin = partial(UNITS[unit], number) if unit in UNITS else partial(get, unit)
+            connection = Connection(port, key, begin)
             selector.register(connection.socket, selectors.EVENT_READ, connection.receive)
         _work(selector, WARM_UP_SECONDS)
         print("warm", flush=True)
         units = _work(selector, float(seconds))
-        cuts = statistics.quantiles(units, n=100)
-        print(json.dumps({"per s": len(units) / float(seconds), "p50 ms": cuts[49] * 1e3, "p99 ms": cuts[98] * 1e3}))
+        cuts = statistics.quantiles([took for took, _ in units], n=100)
+        done = sum(things for _, things in units)
+        print(json.dumps({"per s": done / float(seconds), "p50 ms": cuts[49] * 1e3, "p99 ms": cuts[98] * 1e3}))
         sys.stdout.flush()
         sys.stdin.read()  # until our CPU time was looked at
 

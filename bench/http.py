@@ -6,36 +6,60 @@ import subprocess
 import sys
 import time
 
+import psycopg
 from bloomd_process import KEY, Bloomd
 from servers import PostgresServer
 
 from bench import ROOT
+from bench.client import TASK
 from bench.measure import Row, cpu_seconds
 from bench.rig import rig
 
 CONNECTIONS = 16
 RUNS = 3
 SECONDS = 5.0
-WORKERS = 4
+# What the runs of `batch` together could finish at most.
+BACKLOG = 150_000
 
 UNITS = {
-    "health": "GET /health",
-    "stats": "GET /stats",
+    "/api/runtime/health": "GET /health",
+    "/api/runtime/stats": "GET /stats",
     "create": "POST /llm-tasks",
+    "bulk": "POST /llm-tasks, 500 at once (tasks)",
     "cycle": "create, lease, heartbeat, complete",
+    "batch": "claim and complete in batches (tasks)",
 }
 
 
 def measure() -> list[Row]:
     rows: list[Row] = []
     with rig() as (server, bloomd):
-        for number in range(WORKERS):
-            worker = {"name": f"bench-{number}", "capabilities": {"max_concurrency": 32}}
-            bloomd.http.post("/api/runtime/workers", json=worker).raise_for_status()
+        register(bloomd)
         for unit, what in UNITS.items():
+            if unit == "batch":
+                fill(bloomd, BACKLOG)
             runs = [run(server, bloomd, unit) for _ in range(RUNS)]
             rows.append({"what": what, **{name: statistics.median(each[name] for each in runs) for name in runs[0]}})
     return rows
+
+
+def register(bloomd: Bloomd) -> None:
+    """A worker for each connection, with as much room as one may have."""
+    for number in range(CONNECTIONS):
+        worker = {"name": f"bench-{number}", "capabilities": {"max_concurrency": 32}}
+        bloomd.http.post("/api/runtime/workers", json=worker).raise_for_status()
+
+
+def fill(bloomd: Bloomd, tasks: int) -> None:
+    """Tasks that wait, and nothing else in the queue."""
+    with psycopg.connect(bloomd.settings["database.url"], autocommit=True) as connection:
+        connection.execute("UPDATE llm_tasks SET status = 'cancelled' WHERE status = 'queued'")
+        connection.execute(
+            "INSERT INTO llm_tasks (id, prompt, agent_slug, status, created_at) "
+            "SELECT gen_random_uuid(), %s, %s, 'queued', bloom_now_ms() FROM generate_series(1, %s)",
+            (TASK["prompt"], TASK["agent_slug"], tasks),
+        )
+        connection.execute("VACUUM ANALYZE llm_tasks")
 
 
 def run(server: PostgresServer, bloomd: Bloomd, unit: str) -> dict[str, float]:
