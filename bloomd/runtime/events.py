@@ -40,8 +40,8 @@ RESET_REASON = "what came after the given id cannot be told any more; look at ev
 # Between two looks at the trail, however much happens: nobody reads faster, and the database has other work.
 PAUSE_SECONDS = 0.02
 
-# Of those who read what they missed, so many ask the database at once: the pool is there for the work.
-CATCHING_UP = 2
+# Of those who come, and those who read what they missed, so many ask the database at once: the pool is for the work.
+PLACES = 2
 
 # What a subscription takes at once.
 BATCH = 500
@@ -63,7 +63,7 @@ class Feed:
         self._recent: Recent | None = None
         self._subscriptions: set[Subscription] = set()
         self._wanted = trio.Event()
-        self._catching_up = trio.CapacityLimiter(CATCHING_UP)
+        self._places = trio.CapacityLimiter(PLACES)
 
     def __repr__(self) -> str:
         return f"<Feed {self.subscribers} subscriptions, {self._recent}>"
@@ -116,19 +116,18 @@ class Feed:
         task_status.started()
         patience = trail.Patience()
         while True:
-            await self._wanted.wait()
             changes = self._wakeups.changes
-            found = await self._read()
+            if self._recent is None:
+                await self._wanted.wait()
+                continue
+            found = await self._read(self._recent)
             if found.complete:
                 await trio.sleep(PAUSE_SECONDS)
                 with trio.move_on_after(patience.after(found)):
                     await changes.wait()
 
-    async def _read(self) -> trail.Entries:
+    async def _read(self, recent: Recent) -> trail.Entries:
         """Take over what is new in the trail."""
-        recent = self._recent
-        if recent is None:
-            raise AssertionError("whoever wants it has made a beginning")
         found = await trail.after(self._database, recent.head)
         if recent is not self._recent:
             pass  # for those who wanted it and have gone
@@ -149,7 +148,8 @@ class Feed:
         if self._recent and (position is None or self._recent.start <= position <= self._recent.head):
             subscription.join(self._recent, position or self._recent.head)
             return
-        found = await trail.beginning(self._database, position or (0, 0))
+        async with self._places:
+            found = await trail.beginning(self._database, position or (0, 0))
         if self._recent is None:
             self._recent = Recent((found.horizon, 0), kept_bytes=self._kept_bytes)
             self._wanted.set()
@@ -161,7 +161,7 @@ class Feed:
             subscription.reset(self._recent)
 
     async def _missed(self, position: Position) -> trail.Entries:
-        async with self._catching_up:
+        async with self._places:
             return await trail.after(self._database, position)
 
     def _heard(self, message: msgspec.Raw) -> None:

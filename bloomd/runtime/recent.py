@@ -1,8 +1,8 @@
 """The latest events, kept once for all who follow them: each reader only remembers how far it is.
 
 The events stand in the order of their positions, and nothing between `start` and `head` is missing: whoever has seen
-everything up to `start` can go on here. The oldest are forgotten when they take too much memory; a reader that has not
-come past them by then is too slow.
+everything up to `start` can go on here. The oldest are forgotten when they take too much memory, but never those that
+have just come; a reader that has not come past them by then is too slow.
 """
 
 import re
@@ -82,16 +82,17 @@ class Recent:
 
     def add(self, entries: Iterable[tuple[Position, Event]]) -> None:
         """Add what comes after `head`, in order."""
+        before = self.end
         for position, event in entries:
             self.head = position
             self._append(event)
-        self._forget()
+        self._forget(before)
         self.wake()
 
     def add_live(self, event: Event) -> None:
         """Add an event that has no position of its own."""
         self._append(event)
-        self._forget()
+        self._forget(self.end - 1)
         self.wake()
 
     def advance(self, position: Position) -> None:
@@ -117,9 +118,10 @@ class Recent:
         self._positions.append(self.head)
         self._bytes += _size(event)
 
-    def _forget(self) -> None:
+    def _forget(self, before: int) -> None:
+        """Forget the oldest, of those with numbers before this one, until the rest has room."""
         forgotten = 0
-        while self._bytes > self._kept_bytes:
+        while self._bytes > self._kept_bytes and self.first + forgotten < before:
             self._bytes -= _size(self._events[forgotten])
             forgotten += 1
         if forgotten:

@@ -47,6 +47,7 @@ def test_what_comes_after_a_position_is_given_as_long_as_it_is_kept(history, xac
     kept = recent.since(recent.first, len(everything))
     assert len(kept) == len(everything) - recent.first
     assert sum(size + 2 + 500 for _, size in everything[recent.first :]) <= 10_000
+    assert recent.first == 0 or sum(size + 2 + 500 for _, size in everything[recent.first - 1 :]) > 10_000
     after = (xact, seq)
     if after >= recent.start:
         number = recent.number_after(after)
@@ -70,6 +71,14 @@ def test_nothing_is_missing_after_the_start(history):
             recent.add_live(event(None, size))
         here = [each.id for each in recent.since(recent.number_after(recent.start), 1000) if each.id]
         assert here == [id_of(position) for position in entries if position > recent.start]
+
+
+def test_what_has_just_come_is_kept_however_large():
+    recent = Recent(START, kept_bytes=1000)
+    recent.add([((11, n), event(f"11-{n}", 900)) for n in range(5)])
+    assert (recent.first, recent.end, recent.start) == (0, 5, START)
+    recent.add([((12, 9), event("12-9", 900))])
+    assert (recent.first, recent.end, recent.start) == (5, 6, (11, 4))
 
 
 def test_a_limit_cuts_and_the_rest_follows():
