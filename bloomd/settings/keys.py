@@ -51,7 +51,9 @@ class Key:
     def expected(self) -> str:
         """What a value must be, as words after "expected"."""
         if isinstance(self.type, inspect.FloatType):  # each of them is a time
-            return f"a number of seconds{_bounds(self.type)}, such as {self.default:g}"
+            unit = "days" if self.name.endswith("_days") else "seconds"
+            example = "" if self.default is None else f", such as {self.default:g}"
+            return f"a number of {unit}{_bounds(self.type)}{example}"
         return self.form
 
     @property

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Days = Annotated[float, Meta(gt=0, le=36500)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -161,6 +162,13 @@ class Tasks(Section, frozen=True):
     sweep_interval: Annotated[
         float, Meta(gt=0, le=5, description="Seconds between two searches for expired leases.")
     ] = 1.0
+    keep_days: Annotated[
+        Days | None,
+        Meta(
+            description="Days after its end at which a task is deleted, with its results, artifacts, leases and"
+            " idempotency key. Without them, it is kept for ever. Artifacts in MinIO stay."
+        ),
+    ] = None
 
 
 class Workers(Section, frozen=True):
@@ -178,6 +186,14 @@ class Workers(Section, frozen=True):
     ] = (
         "127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7",
     )  # fmt: skip
+
+
+class Audit(Section, frozen=True):
+    """The audit trail: who did what, and when."""
+
+    keep_days: Annotated[
+        Days | None, Meta(description="Days after which an entry is deleted. Without them, it is kept for ever.")
+    ] = None
 
 
 class Log(Section, frozen=True):
@@ -207,4 +223,5 @@ class Settings(Section, frozen=True):
     probes: Probes = Probes()
     tasks: Tasks = Tasks()
     workers: Workers = Workers()
+    audit: Audit = Audit()
     log: Log = Log()

@@ -55,6 +55,8 @@ ONE_MISTAKE = [
         "workers:\n  offline_after: 4\n",
         "2:18: `workers.offline_after`: expected a number of seconds from 5 to 86400, such as 60",
     ),
+    ("tasks:\n  keep_days: 0\n", "2:14: `tasks.keep_days`: expected a number of days above 0 and up to 36500"),
+    ("audit:\n  keep_days: 30d\n", "2:14: `audit.keep_days`: expected a number of days above 0 and up to 36500"),
     ("tasks:\n  retry_errors: 1\n", "2:17: `tasks.retry_errors`: expected `true` or `false`"),
     (
         "log:\n  level: inof\n",
@@ -156,6 +158,12 @@ def test_a_file_may_say_nothing(place, text):
 )
 def test_values(place, text, key, value):
     assert getattr(place.load(text).settings.http, key) == value
+
+
+@pytest.mark.parametrize(("text", "days"), [("30", 30.0), ("0.5", 0.5), ("null", None)])
+def test_days(place, text, days):
+    settings = place.load(f"tasks:\n  keep_days: {text}\naudit:\n  keep_days: {text}\n").settings
+    assert (settings.tasks.keep_days, settings.audit.keep_days) == (days, days)
 
 
 def test_yes_and_on_are_true_as_in_yaml(place):
