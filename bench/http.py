@@ -34,8 +34,8 @@ UNITS = {
 def measure() -> list[Row]:
     rows: list[Row] = []
     with rig() as (server, bloomd):
-        register(bloomd)
         for unit, what in UNITS.items():
+            register(bloomd)  # again, because who is silent for a minute is offline
             if unit == "batch":
                 fill(bloomd, BACKLOG)
             runs = [run(server, bloomd, unit) for _ in range(RUNS)]
