@@ -104,7 +104,7 @@ class Connection:
         self._send(*next(self._steps))
 
     def _send(self, method: str, path: str, body: Any) -> None:
-        content = json.dumps(body) if body else ""
+        content = "" if body == {} else json.dumps(body)
         head = f"{method} {path} HTTP/1.1\r\nhost: bench\r\nx-runtime-api-key: {self._key}\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         self._received = b""
