@@ -30,6 +30,7 @@ from bloomd.reload import Reloader
 from bloomd.runtime import liveness, stored, wakeups
 from bloomd.runtime.connector import Connector
 from bloomd.runtime.model import Retry
+from bloomd.runtime.retention import Keep, Retention
 from bloomd.runtime.sweeper import Rules, Sweeper
 from bloomd.settings import Loaded, secrets
 from bloomd.supervisor import Backoff, Change, EssentialServiceFailed, Service, State, Supervisor
@@ -78,6 +79,9 @@ class Daemon:
         self.control = ControlServer(methods(node, logs), group=node.settings.control.group, audit=self.audit.called)
         self.http = HttpServer(create_app(node), binds, drain_seconds=node.settings.http.drain_seconds)
         self.sweeper = Sweeper(node.database, self._sweeper_rules)
+        self.retention = Retention(
+            node.database, lambda: Keep(tasks=node.settings.tasks.keep_days, audit=node.settings.audit.keep_days)
+        )
         self.polls = Polls(
             list_targets=partial(liveness.with_url, node.database),
             record_many=partial(liveness.record_polls, node.database),
@@ -137,6 +141,7 @@ class Daemon:
             Service("audit", self.audit.run, needs=("database",), retry=DATABASE_RETRY),
             Service("leader-election", node.leadership.run, needs=("database",), retry=DATABASE_RETRY),
             Service("sweeper", only(self.sweeper.run), needs=("database",), retry=DATABASE_RETRY),
+            Service("retention", only(self.retention.run), needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", only(self.polls.run), needs=("database",), retry=DATABASE_RETRY),
             Service(
                 "membridge-sync",
