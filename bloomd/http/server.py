@@ -9,16 +9,14 @@ import grp
 import os
 import socket
 from collections.abc import Iterable
-from typing import Any, cast
 
 import structlog
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]  (its WSGI half is untyped)
 
 from bloomd import unixsocket
 from bloomd.errors import Misconfigured
 from bloomd.http.asgi import App
+from bloomd.http.connections import Dated, serve
 from bloomd.settings import Tcp, Unix, parse_bind
 from bloomd.settings.model import Http
 from bloomd.unixsocket import BACKLOG
@@ -134,19 +132,16 @@ class HttpServer:
         listening: socket.socket,
         stop: trio.Event,
         *,
-        task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        config = Config()
-        config.bind = [f"fd://{listening.dup().detach()}"]
-        config.backlog = BACKLOG
+        config = Dated()
         config.graceful_timeout = self.drain_seconds
         config.keep_alive_timeout = KEEP_ALIVE_SECONDS
         config.keep_alive_max_requests = 1_000_000  # a worker's connection is not cut for being busy
-        config.max_app_queue_size = 1000  # with 10, a body of some megabytes that nobody reads hangs its connection
-        config.include_server_header = False
+        config.max_app_queue_size = 1000  # a handler that is slow to read some megabytes does not stop their coming
         config.accesslog = None
         config.errorlog = None
-        await serve(cast("Any", self._app), config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+        await serve(self._app, listening.dup(), config, stop, task_status=task_status)
 
 
 def _listen(bind: str, settings: Http) -> Listening:
