@@ -67,15 +67,16 @@ audit AS (
 )
 """
 
-# What may have changed since a task was found is looked at again: its status, and with it the worker.
+# What may have changed since a task was found is looked at again: its status, and with it the worker. No index shall
+# answer that (see `fencing.py`).
 REQUEUE_BATCH: LiteralString = f"""
 WITH found AS (
     SELECT id
       FROM llm_tasks
      WHERE id = ANY (%(ids)s)
-       AND status = ANY (%(statuses)s)
+       AND status || '' = ANY (%(statuses)s)
        AND (status <> 'queued' OR retry_at > bloom_now_ms())
-       AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
+       AND (%(worker_id)s::varchar IS NULL OR worker_id || '' = %(worker_id)s)
      ORDER BY id
        FOR UPDATE
 ), moved AS (
@@ -98,8 +99,8 @@ WITH locked AS (
     SELECT id, lease_id
       FROM llm_tasks
      WHERE id = ANY (%(ids)s)
-       AND status = ANY (%(statuses)s)
-       AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
+       AND status || '' = ANY (%(statuses)s)
+       AND (%(worker_id)s::varchar IS NULL OR worker_id || '' = %(worker_id)s)
      ORDER BY id
        FOR UPDATE
 ), found AS (
@@ -109,14 +110,17 @@ WITH locked AS (
 ), worker AS MATERIALIZED (
     SELECT id
       FROM workers
-     WHERE id IN (SELECT worker_id FROM leases JOIN found ON found.lease_id = leases.id WHERE leases.status = 'active')
+     WHERE id IN (SELECT worker_id
+                    FROM leases
+                    JOIN found ON found.lease_id = leases.id
+                   WHERE leases.status || '' = 'active')
      ORDER BY id
        FOR UPDATE
 ), lease AS (
     UPDATE leases
        SET status = 'released', outcome = 'cancelled', ended_at = bloom_now_ms()
       FROM found
-     WHERE leases.id = found.lease_id AND leases.status = 'active' AND (SELECT count(*) FROM worker) >= 0
+     WHERE leases.id = found.lease_id AND leases.status || '' = 'active' AND (SELECT count(*) FROM worker) >= 0
     RETURNING leases.task_id, leases.ended_at - leases.started_at AS ran_ms
 ), moved AS (
     UPDATE llm_tasks
