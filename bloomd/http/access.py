@@ -12,7 +12,7 @@ there are keys with names, because the database has been away since the start, n
 import hmac
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import msgspec
 
@@ -122,7 +122,7 @@ def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[str, bool
     doubtful = False
     while chain and not doubtful:
         trusted = unix if client == UNIX else _within(client, networks)
-        if trusted and _is_address(chain[-1]):
+        if trusted and _parsed(chain[-1]):
             client = _plain(chain.pop())
         else:
             # Behind the first hop, an untrusted one is simply the client; what it claims is its own affair.
@@ -186,15 +186,17 @@ def _host_name(host: str) -> str:
 
 
 def _is_loopback(name: str) -> bool:
-    return _is_address(name) and ip_address(name).is_loopback
+    address = _parsed(name)
+    return address is not None and address.is_loopback
 
 
-def _is_address(text: str) -> bool:
+@lru_cache(maxsize=1024)  # of clients and proxies, who come again and again
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    """An address; None for what is none."""
     try:
-        ip_address(text)
+        return ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 @lru_cache(maxsize=16)  # of settings, which are few: each is parsed once
@@ -204,12 +206,11 @@ def _networks(entries: tuple[str, ...]) -> tuple[tuple[IPv4Network | IPv6Network
 
 
 def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    if not _is_address(address):
-        return False
-    return any(ip_address(address) in network for network in networks)
+    parsed = _parsed(address)
+    return parsed is not None and any(parsed in network for network in networks)
 
 
+@lru_cache(maxsize=1024)
 def _plain(address: str) -> str:
     """An IPv4 address as one, also when it came over a socket for both."""
-    mapped = getattr(ip_address(address), "ipv4_mapped", None) if _is_address(address) else None
-    return str(mapped or address)
+    return str(getattr(_parsed(address), "ipv4_mapped", None) or address)

@@ -54,27 +54,16 @@ def create_app(node: Node) -> App:
     latency = Latency()
     routes = cast("App", litestar(node, latency))
     bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
-    requests = observed(guarded(bounded_routes, lambda: node.settings.http, node.keys), latency)
+    admitted = guarded(bounded_routes, lambda: node.settings.http, node.keys)
+    requests = observed(admitted, latency, verbose=lambda: node.logs.level == "debug")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await (requests(scope, receive, send) if scope["type"] == "http" else _refuse(scope["type"], receive, send))
+        if scope["type"] == "http":
+            await requests(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
 
     return app
-
-
-async def _refuse(type: str, receive: Receive, send: Send) -> None:
-    """Answer what is not a request.
-
-    Litestar never sees the lifespan: each bind has a hypercorn of its own, and its event emitter, which we do not use,
-    cannot be started twice (the second exit waits for ever).
-    """
-    if type == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
-        return
-    await receive()
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    await send({"type": "lifespan.shutdown.complete"})
 
 
 def litestar(node: Node, latency: Latency) -> Litestar:

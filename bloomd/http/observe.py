@@ -1,7 +1,8 @@
 """What is known of every request: its id, how long it took, how it ended. And HEAD, which is GET without the body."""
 
+import os
 import re
-import uuid
+from collections.abc import Callable
 
 import structlog
 import trio
@@ -24,8 +25,12 @@ _HEADERS = [
 ]
 
 
-def observed(app: App, latency: Latency) -> App:
-    """Give each request its id, count and log it, and answer what nothing else has answered."""
+def observed(app: App, latency: Latency, verbose: Callable[[], bool]) -> App:
+    """Give each request its id, count and log it, and answer what nothing else has answered.
+
+    Args:
+        verbose: whether requests that went well are logged at all, as `debug`: dropping a line takes longer than this.
+    """
 
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
@@ -49,24 +54,25 @@ def observed(app: App, latency: Latency) -> App:
                 await send(message)
 
         began = trio.current_time()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                if scope["http_version"] not in ("1.0", "1.1"):
-                    raise Problem(505, "HTTP/1.1 is spoken here; a proxy in front must not pass an Upgrade on")
-                await app(scope, receive, annotated)
-            except Exception as error:
-                problem = problem_of(error)
-                if problem is None:
-                    log.exception("request failed", method=method, path=scope["path"])
-                    problem = Problem(500, f"This is a bug in bloomd; its log has the details under {request_id}")
-                if status:
-                    raise  # the answer has begun: all that is left is to break it off
-                await problem.send(annotated)
-            finally:
-                seconds = trio.current_time() - began
-                latency.add(method, _route(scope), status, seconds)
-                note = log.info if status >= 400 else log.debug
-                note(
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # for this task, which ends with the request
+        try:
+            if scope["http_version"] not in ("1.0", "1.1"):
+                refusal = "HTTP/1.1 is spoken here; a proxy in front must not pass an Upgrade on"
+                raise Problem(505, refusal, headers={"connection": "close"})
+            await app(scope, receive, annotated)
+        except Exception as error:
+            problem = problem_of(error)
+            if problem is None:
+                log.exception("request failed", method=method, path=scope["path"])
+                problem = Problem(500, f"This is a bug in bloomd; its log has the details under {request_id}")
+            if status:
+                raise  # the answer has begun: all that is left is to break it off
+            await problem.send(annotated)
+        finally:
+            seconds = trio.current_time() - began
+            latency.add(method, _route(scope), status, seconds)
+            if status >= 400 or verbose():
+                (log.info if status >= 400 else log.debug)(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
@@ -87,7 +93,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode()
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def _route(scope: Scope) -> str:
