@@ -7,6 +7,7 @@ import msgspec
 from psycopg.types.json import Jsonb
 
 from bloomd.runtime.database import Database
+from bloomd.runtime.fencing import decided
 from bloomd.runtime.ids import new_id
 from bloomd.runtime.model import AttemptOutcome, NewTask, Task, TaskStatus
 from bloomd.runtime.pages import Page
@@ -78,7 +79,8 @@ WITH task AS (
 SELECT * FROM task
 """
 
-# Ends whatever becomes of it: the lease with the task, so that its worker learns at the next heartbeat.
+# Ends the lease with the task, so that its worker learns at the next heartbeat. A lease that was made while this
+# statement waited for the task cannot be seen: then nothing happens, and it is run again (`fencing.py`).
 CANCEL = """
 WITH task AS (
     SELECT id, status, lease_id FROM llm_tasks
@@ -94,7 +96,7 @@ WITH task AS (
     UPDATE llm_tasks
        SET status = 'cancelled', retry_at = NULL, updated_at = bloom_now_ms()
       FROM task
-     WHERE llm_tasks.id = task.id
+     WHERE llm_tasks.id = task.id AND (task.status = 'queued' OR EXISTS (SELECT FROM lease))
     RETURNING llm_tasks.*
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
@@ -250,13 +252,21 @@ async def cancel(database: Database, id: str, *, actor: str) -> Task:
         NotFound: there is none with this id.
         Conflict: it has ended already.
     """
-    if cancelled := await database.change(_Cancelled, CANCEL, id=id, actor=actor):
-        database.on_offer()
-        task, ran_ms = cancelled[0].task, cancelled[0].ran_ms
-        database.meters.cancelled(None if ran_ms is None else ran_ms / 1000, attempts=task.attempts)
-        return task
-    task = await one(database, id)
-    raise Conflict(f"Task status is '{task.status}', expected 'queued', 'leased' or 'running'")
+
+    async def end() -> _Cancelled | None:
+        cancelled = await database.change(_Cancelled, CANCEL, id=id, actor=actor)
+        return cancelled[0] if cancelled else None
+
+    async def refuse() -> None:
+        task = await one(database, id)
+        if task.status not in ("queued", "leased", "running"):
+            raise Conflict(f"Task status is '{task.status}', expected 'queued', 'leased' or 'running'")
+
+    done = await decided(end, refuse)
+    database.on_offer()
+    ran = None if done.ran_ms is None else done.ran_ms / 1000
+    database.meters.cancelled(ran, attempts=done.task.attempts)
+    return done.task
 
 
 def _row(id: str, task: NewTask) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A database with our schema, and what makes tests of the rules short."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -98,3 +99,25 @@ def epoch(sql: Callable[..., Any]) -> int:
     """The epoch of a leader whose time does not end, wherever the clock is shifted to."""
     sql("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 1, 0, 253402300799000)")
     return 1
+
+
+@pytest.fixture
+def held(conninfo: str, sql: Callable[..., list[tuple[Any, ...]]]) -> Callable[..., Any]:
+    """Another session holds what a statement locks, until the block ends, which begins when `during` waits for it."""
+
+    @asynccontextmanager
+    async def hold(statement: str, during: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        with psycopg.connect(conninfo) as other:
+            other.execute(statement.encode())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(during)
+                with trio.fail_after(10):
+                    while not sql(
+                        "SELECT pid FROM pg_stat_activity "
+                        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+                    ):
+                        await trio.sleep(0.01)
+                yield
+                other.commit()
+
+    return hold

@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -220,23 +220,7 @@ async def test_tasks_from_before_the_clock_went_back_are_found(db, new_task, shi
     assert await bulk.run(db, CANCEL, TaskFilter(status="queued"), actor="me") == Outcome(1, 1)
 
 
-@asynccontextmanager
-async def held(conninfo, sql, statement, during):
-    """Another session holds what this statement locks until the block ends, which begins when `during` waits for it."""
-    with psycopg.connect(conninfo) as other:
-        other.execute(statement)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(during)
-            with trio.fail_after(10):
-                while not sql(
-                    "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-                ):
-                    await trio.sleep(0.01)
-            yield
-            other.commit()
-
-
-async def test_a_lease_made_while_the_task_is_waited_for_ends_too(db, sql, conninfo, new_task, new_worker):
+async def test_a_lease_made_while_the_task_is_waited_for_ends_too(db, sql, held, new_task, new_worker):
     """The statement that waits cannot see the lease; without a second look it would outlive its task."""
     await new_worker()
     task = await new_task()
@@ -250,14 +234,14 @@ async def test_a_lease_made_while_the_task_is_waited_for_ends_too(db, sql, conni
         f"VALUES ('l', '{task.id}', 'w1', bloom_now_ms() + 300000, 300)) "
         f"UPDATE llm_tasks SET status = 'leased', lease_id = 'l', worker_id = 'w1' WHERE id = '{task.id}'"
     )
-    async with held(conninfo, sql, leasing, cancel):
+    async with held(leasing, cancel):
         pass
     assert outcomes == [Outcome(1, 1)]
     assert sql("SELECT status, outcome FROM leases") == [("released", "cancelled")]
     assert broken(sql) == {}
 
 
-async def test_workers_are_locked_before_their_leases(db, sql, conninfo, new_task, new_worker):
+async def test_workers_are_locked_before_their_leases(db, sql, held, new_task, new_worker):
     """Whoever holds the worker may go on to wait for the lease's end: the other way round it would be a deadlock."""
     await new_worker()
     await leases.lease(db, (await new_task()).id, actor="test")
@@ -265,13 +249,13 @@ async def test_workers_are_locked_before_their_leases(db, sql, conninfo, new_tas
     async def cancel():
         await bulk.run(db, CANCEL, TaskFilter(status="leased"), actor="me")
 
-    async with held(conninfo, sql, "SELECT FROM workers FOR UPDATE", cancel):
+    async with held("SELECT FROM workers FOR UPDATE", cancel):
         assert len(sql("SELECT id FROM leases FOR UPDATE NOWAIT")) == 1
     assert broken(sql) == {}
     assert statuses(sql) == {"cancelled": 1}
 
 
-async def test_a_task_that_went_on_is_left_alone(db, sql, conninfo, fill):
+async def test_a_task_that_went_on_is_left_alone(db, sql, held, fill):
     fill(3, "queued")
     outcomes = []
 
@@ -279,7 +263,7 @@ async def test_a_task_that_went_on_is_left_alone(db, sql, conninfo, fill):
         outcomes.append(await bulk.run(db, CANCEL, TaskFilter(status="queued"), actor="me"))
 
     done = "UPDATE llm_tasks SET status = 'completed' WHERE id = 't000001'"
-    async with held(conninfo, sql, done, cancel):
+    async with held(done, cancel):
         pass
     assert outcomes == [Outcome(matched=3, changed=2)]
     assert statuses(sql) == {"cancelled": 2, "completed": 1}
@@ -303,7 +287,7 @@ async def test_whatever_ends_it_half_way_the_entry_is_right(db, sql, fill, moves
 
 
 @pytest.mark.usefixtures("small")
-async def test_a_lost_connection_is_told_with_what_was_done(db, sql, conninfo, fill):
+async def test_a_lost_connection_is_told_with_what_was_done(db, sql, held, fill):
     fill(50)
     refused = []
 
@@ -312,20 +296,20 @@ async def test_a_lost_connection_is_told_with_what_was_done(db, sql, conninfo, f
             await bulk.run(db, REQUEUE, TaskFilter(status="failed"), actor="me")
         refused.append(str(error.value))
 
-    async with held(conninfo, sql, "SELECT FROM llm_tasks WHERE id = 't000022' FOR UPDATE", requeue):
+    async with held("SELECT FROM llm_tasks WHERE id = 't000022' FOR UPDATE", requeue):
         sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     assert "; 20 tasks were done before, and the same request does the others" in refused[0]
     assert statuses(sql) == {"queued": 20, "failed": 30}
     assert recorded(sql, "tasks.requeued") == [{"filter": {"status": "failed"}, "changed": 20}]
 
 
-async def test_a_batch_that_changes_nothing_has_no_entry(db, sql, conninfo, fill):
+async def test_a_batch_that_changes_nothing_has_no_entry(db, sql, held, fill):
     fill(1)
 
     async def requeue():
         assert await bulk.run(db, REQUEUE, TaskFilter(status="failed"), actor="me") == Outcome(matched=1, changed=0)
 
-    async with held(conninfo, sql, "UPDATE llm_tasks SET status = 'completed'", requeue):
+    async with held("UPDATE llm_tasks SET status = 'completed'", requeue):
         pass
     assert sql("SELECT count(*) FROM audit_logs") == [(0,)]
 

@@ -147,3 +147,22 @@ async def test_repeating_a_completion_gives_the_first_answer(db, new_task, new_w
 async def test_an_idempotency_key_creates_once(db, new_task):
     first = await new_task(idempotency_key="k1")
     assert (await new_task("other words", idempotency_key="k1")) == first
+
+
+async def test_a_lease_made_while_a_cancel_waits_for_its_task_ends_too(db, sql, held, new_task, new_worker):
+    await new_worker()
+    task = await new_task()
+    leasing = (
+        "WITH lease AS (INSERT INTO leases (id, task_id, worker_id, expires_at, ttl_seconds) "
+        f"VALUES ('l', '{task.id}', 'w1', bloom_now_ms() + 300000, 300)) "
+        f"UPDATE llm_tasks SET status = 'leased', lease_id = 'l', worker_id = 'w1' WHERE id = '{task.id}'"
+    )
+
+    async def cancel():
+        await tasks.cancel(db, task.id, actor="test")
+
+    async with held(leasing, cancel):
+        pass
+    assert sql("SELECT status, outcome FROM leases") == [("released", "cancelled")]
+    assert sql("SELECT status FROM llm_tasks") == [("cancelled",)]
+    assert sql("SELECT active_leases FROM workers") == [(0,)]
