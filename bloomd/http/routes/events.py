@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import structlog
 import trio
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, Parameter
 from litestar.types import ASGIApp
 
 from bloomd.errors import Unavailable
@@ -53,7 +53,7 @@ async def events(
     types: Annotated[str | None, Parameter(description=f"Of {', '.join(TYPES)}, those wanted, with commas.")] = None,
     entity_id: Annotated[str | None, Parameter(description="Only what is about this task, worker, ...")] = None,
     last_event_id: Annotated[str | None, Parameter(description="Go on after this one; as the header.")] = None,
-    last_event_id_header: Annotated[str | None, Parameter(header="Last-Event-ID")] = None,
+    last_event_id_header: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> ASGIApp:
     """Each event's data is an entry of the audit trail; those without an id are told once, to who is there.
 
