@@ -279,10 +279,9 @@ async def test_ctrl_c_ends_only_the_waiting(canned: Canned, nursery: trio.Nurser
         trio.run_process, [*CTL, "-s", canned.path, "drain", "gpu-1", "--wait"], env=ENVIRONMENT, check=False
     )
     process: trio.Process = await nursery.start(partial(wait, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    assert process.stdout is not None
     assert process.stderr is not None
     with trio.fail_after(20):
-        assert await process.stdout.receive_some() == b"gpu-1 is draining: 2 leases left\n"
+        assert await line(process) == b"gpu-1 is draining: 2 leases left\n"
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         assert await process.stderr.receive_some() == b"\ngpu-1 goes on draining\n"
@@ -392,9 +391,9 @@ async def test_following_goes_on_across_a_restart_until_interrupted(path: str, n
     follow = partial(trio.run_process, [*CTL, "-s", path, "-o", "json", "status", "-w"], env=ENVIRONMENT, check=False)
     process: trio.Process = await nursery.start(partial(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     with trio.fail_after(20):
-        assert "there is no socket" in (await next_line(process))["error"]
+        assert "there is no socket" in json.loads(await line(process))["error"]
         await nursery.start(Canned(path).serve)
-        assert await next_line(process) == GOOD
+        assert json.loads(await line(process)) == GOOD
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         assert process.stderr is not None
@@ -427,12 +426,12 @@ async def test_following_on_a_terminal_keeps_the_verdict_in_sight(
     assert after == "\x1b[?7h\x1b[?1049l\r\n"
 
 
-async def next_line(process: trio.Process) -> Any:
+async def line(process: trio.Process) -> bytes:
     assert process.stdout is not None
-    line = b""
-    while not line.endswith(b"\n"):
-        line += await process.stdout.receive_some()
-    return json.loads(line)
+    received = b""
+    while not received.endswith(b"\n"):
+        received += await process.stdout.receive_some()
+    return received
 
 
 def test_it_imports_no_more_than_it_needs() -> None:
