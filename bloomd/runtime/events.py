@@ -192,7 +192,7 @@ class Feed:
 
     def _leave(self, subscription: "Subscription") -> None:
         self._subscriptions.discard(subscription)
-        if not self._subscriptions:
+        if self._recent and not self._subscriptions:
             self._recent = None
             self._wanted = trio.Event()
 
@@ -222,11 +222,11 @@ class Subscription:
         self._given: deque[Event] = deque()
 
     def join(self, recent: Recent, position: Position) -> None:
-        """Go on among the latest, after this position."""
+        """Go on among the latest, after this position; which the reader of this node may not have come to yet."""
         self._recent = recent
         self._missed = None
         self._number = recent.number_after(position)
-        self._skip_to = position if position > recent.head else None  # another node saw further than this one has
+        self._skip_to = position if position > recent.head else None
         self.last_id = id_of(position)
 
     def catch_up(self, recent: Recent, position: Position, missed: Missed) -> None:
@@ -278,15 +278,14 @@ class Subscription:
         """A page of what was missed; from where the latest begin it goes on with those."""
         position = position_of(self.last_id)
         found = await missed(position)
-        recent = self._recent
-        entries = [entry for entry in found.entries if entry.position <= recent.start]
-        if entries:
-            position = entries[-1].position
+        if found.entries:
+            position = found.entries[-1].position
             self.last_id = id_of(position)
         # The latest may have moved on meanwhile, beyond what this page could know of.
-        if len(entries) < len(found.entries) or (found.complete and recent.start <= (found.horizon, 0)):
-            self.join(recent, max(position, recent.start))
-        return [trail.event_of(entry) for entry in entries]
+        start = self._recent.start
+        if position >= start or (found.complete and (found.horizon, 0) >= start):
+            self.join(self._recent, max(position, start))
+        return [trail.event_of(entry) for entry in found.entries]
 
     def _taken(self) -> Sequence[Event]:
         """What there is among the latest."""
