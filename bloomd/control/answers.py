@@ -237,6 +237,7 @@ class MadeKey(TypedDict):
 
 
 class RemovedKey(TypedDict):
+    removed: bool
     name: str
-    authentication: bool
-    """Whether the API still asks for a key: not when this was the last one."""
+    authentication: Literal["on", "off"]
+    """Off when this was the last key and `http.api_key` is not set either."""

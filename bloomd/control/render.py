@@ -205,7 +205,7 @@ def keys(answer: Keys, look: Look) -> Iterator[str]:
 
 def removed_key(answer: RemovedKey, look: Look) -> Iterator[str]:
     yield f"{answer['name']} is a key no longer"
-    if not answer["authentication"]:
+    if answer["authentication"] == "off":
         yield from section("it was the last one: whoever reaches the API may now do everything", look, label="notice")
 
 

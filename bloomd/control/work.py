@@ -1,11 +1,11 @@
 """What bloomd can be asked about the work it hands out: the queue, the workers, why a task waits, who has a key.
 
-Each is the rule of `bloomd.runtime` of that name with the caller as its actor, and answers what the API answers, times
-in epoch milliseconds.
+Each is the rule of `bloomd.runtime` of that name with the caller as its actor, and answers in the words of the API,
+times in epoch milliseconds.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -41,9 +41,10 @@ class Keys(msgspec.Struct, frozen=True):
 
 
 class RemovedKey(msgspec.Struct, frozen=True):
+    removed: bool
     name: str
-    authentication: bool
-    """Whether the API still asks for a key: not when this was the last one."""
+    authentication: Literal["on", "off"]
+    """Off when this was the last key and `http.api_key` is not set either."""
 
 
 def methods(node: Node) -> Sequence[Method[Any]]:
@@ -79,7 +80,8 @@ def methods(node: Node) -> Sequence[Method[Any]]:
 
     async def remove_key(params: Of, call: Call) -> RemovedKey:
         await node.keys.remove(params.name, actor=call.user)
-        return RemovedKey(params.name, authentication=bool(node.settings.http.api_key) or not node.keys.empty)
+        off = node.settings.http.api_key is None and node.keys.empty
+        return RemovedKey(removed=True, name=params.name, authentication="off" if off else "on")
 
     def seen(rule: Callable[[P, Call], Awaitable[object]]) -> Callable[[P, Call], Awaitable[object]]:
         """The same, and the next status shows it."""

@@ -274,8 +274,10 @@ def test_keys() -> None:
 
 
 def test_the_last_key_is_not_removed_in_silence() -> None:
-    assert lines(render.removed_key, {"name": "ci", "authentication": True}) == ["ci is a key no longer"]
-    assert lines(render.removed_key, {"name": "ci", "authentication": False}) == [
+    assert lines(render.removed_key, {"removed": True, "name": "ci", "authentication": "on"}) == [
+        "ci is a key no longer"
+    ]
+    assert lines(render.removed_key, {"removed": True, "name": "ci", "authentication": "off"}) == [
         "ci is a key no longer",
         "notice    it was the last one: whoever reaches the API may now do everything",
     ]

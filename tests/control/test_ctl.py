@@ -67,7 +67,7 @@ class Canned:
             "why": {"status": "queued", "reasons": [{"code": "queue-paused", "sentence": "The queue is paused."}]},
             "key.add": {"name": "ci", "secret": "bloom_secret", "created_at": 1, "created_by": "root"},
             "key.list": {"keys": []},
-            "key.remove": {"name": "ci", "authentication": True},
+            "key.remove": {"removed": True, "name": "ci", "authentication": "on"},
         }
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:

@@ -163,6 +163,14 @@ def test_a_key_is_made_listed_and_removed(daemon: Bloomd) -> None:
     assert secret not in daemon.log.read_text()
 
 
+def test_who_removes_the_last_key_is_told_that_the_api_is_open(bloomd: Callable[..., Bloomd]) -> None:
+    daemon = bloomd(http__api_key=None).start()
+    daemon.ctl("key", "add", "ci")
+    assert daemon.http.get("/api/runtime/stats").status_code == 401
+    assert "whoever reaches the API may now do everything" in daemon.ctl("key", "remove", "ci").stdout
+    assert daemon.http.get("/api/runtime/stats").status_code == 200
+
+
 def test_events_are_followed_across_a_restart_of_the_daemon(daemon: Bloomd) -> None:
     with running(daemon, "-o", "json", "events", "--types", "task", "--after", "0-0") as following:
         tasks = [create(daemon) for _ in range(3)]

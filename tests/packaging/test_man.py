@@ -24,12 +24,13 @@ def plain(page: str) -> str:
     return (MAN / page).read_text().replace(r"\-", "-")
 
 
-def parsers(parser: ArgumentParser) -> Iterator[tuple[str, ArgumentParser]]:
-    """Each command with its parser; the program itself has no name here."""
-    yield "", parser
+def parsers(parser: ArgumentParser, command: str = "") -> Iterator[tuple[str, ArgumentParser]]:
+    """Each command, also one of two words, with its parser; the program itself has no name here."""
+    yield command, parser
     for action in parser._actions:
         if isinstance(action.choices, dict):
-            yield from action.choices.items()
+            for word, of in action.choices.items():
+                yield from parsers(of, f"{command} {word}".strip())
 
 
 PROGRAMS = [("bloomd.8", cli._parser()), ("bloomd-ctl.8", ctl._parser())]
