@@ -1,8 +1,8 @@
 """Leader election: which of all nodes sweeps, mirrors and prunes.
 
 The database is authoritative: one row says who leads, in which epoch, and until when. Every node asks for it with one
-and the same statement (`CAMPAIGN`). It renews the time of the leader that still has some; once that is over, it gives
-the row to whoever comes first, with the next epoch::
+and the same statement (`CAMPAIGN`). It renews the time of the leader that still has some and trusts itself; once that
+time is over, it gives the row to whoever comes first, with the next epoch::
 
                           campaign won
           following ─────────────────────▶ leading ──┐
@@ -26,7 +26,8 @@ A node never knows that it leads, only until when nobody else can::
 What the leader does runs inside cancel scopes with this deadline, which each renewal moves on. It therefore ends by
 itself, whatever hangs: the network, the database, the renewal. What then is still under way in the database, or comes
 from a process that was frozen and does not know it yet, is refused there: each statement of the leader names its epoch,
-and `bloom_leads` is one of its conditions.
+and `bloom_leads` is one of its conditions. Trust that has ended does not return: the next one is of another epoch, also
+when nobody else wanted it. So a node that the database hears, but that does not hear the database, holds nobody up.
 
 - A leader that is killed, frozen or cut off is replaced after TTL + `campaign` seconds at the latest; one that stops in
   order gives the row back, and is replaced at the next campaign.
@@ -54,9 +55,9 @@ from bloomd.supervisor import Run
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Renews the leader's time, or takes the row when that is over; who leads then, as far as this statement can see. A node
-# that can do neither writes nothing. The clock is read again once the row is locked: whoever held the lock has moved
-# the row's end on, and by the time before the wait it would look impossible.
+# Renews the time of the epoch in which this node leads, or takes the row when its time is over; who leads then, as far
+# as this statement can see. A node that can do neither writes nothing. The clock is read again once the row is locked:
+# whoever held the lock has moved the row's end on, and by the time before the wait it would look impossible.
 CAMPAIGN = """
 WITH clock AS MATERIALIZED (
     SELECT bloom_now_ms() AS now_ms
@@ -66,17 +67,19 @@ WITH clock AS MATERIALIZED (
       FROM clock
      WHERE NOT EXISTS (SELECT
                          FROM leaders
-                        WHERE role = 'leader' AND holder <> %(holder)s
+                        WHERE role = 'leader' AND (holder, epoch) IS DISTINCT FROM (%(holder)s, %(epoch)s::bigint)
                           AND expires_at > now_ms AND expires_at <= now_ms + %(ttl_ms)s)
         ON CONFLICT (role) DO UPDATE
        SET holder     = excluded.holder,
            node       = excluded.node,
            expires_at = excluded.expires_at,
-           epoch      = CASE WHEN leaders.holder = excluded.holder AND leaders.expires_at > excluded.since
+           epoch      = CASE WHEN (leaders.holder, leaders.epoch) = (%(holder)s, %(epoch)s)
+                                  AND leaders.expires_at > excluded.since
                              THEN leaders.epoch ELSE leaders.epoch + 1 END,
-           since      = CASE WHEN leaders.holder = excluded.holder AND leaders.expires_at > excluded.since
+           since      = CASE WHEN (leaders.holder, leaders.epoch) = (%(holder)s, %(epoch)s)
+                                  AND leaders.expires_at > excluded.since
                              THEN leaders.since ELSE excluded.since END
-     WHERE leaders.holder = excluded.holder
+     WHERE (leaders.holder, leaders.epoch) = (%(holder)s, %(epoch)s)
         OR leaders.expires_at <= bloom_now_ms()
         OR leaders.expires_at > bloom_now_ms() + %(ttl_ms)s
     RETURNING node, epoch, since, since = expires_at - %(ttl_ms)s AS elected
@@ -91,7 +94,7 @@ SELECT node, epoch, since, true AS here, elected
  UNION ALL
 SELECT node, epoch, since, false, false
   FROM leaders, clock
- WHERE role = 'leader' AND expires_at > now_ms AND NOT EXISTS (SELECT FROM won)
+ WHERE role = 'leader' AND holder <> %(holder)s AND expires_at > now_ms AND NOT EXISTS (SELECT FROM won)
 """
 
 # Gives the row back, so that another node need not wait for its end.
@@ -250,10 +253,15 @@ class Leadership:
             nursery.cancel_scope.cancel()
 
     async def _campaign(self) -> None:
-        started = trio.current_time()
+        started, leader = trio.current_time(), self.leader
         with trio.move_on_after(self._timing.attempt) as patience:
             found = await self._database.rows(
-                _Seen, CAMPAIGN, holder=self._holder, node=self._node, ttl_ms=int(self._timing.ttl * 1000)
+                _Seen,
+                CAMPAIGN,
+                holder=self._holder,
+                node=self._node,
+                epoch=leader.epoch if leader and leader.here else None,
+                ttl_ms=int(self._timing.ttl * 1000),
             )
             self._take(found[0] if found else None, started)
         if patience.cancelled_caught:
