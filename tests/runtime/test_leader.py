@@ -271,6 +271,10 @@ async def test_trust_that_has_ended_does_not_return(conninfo, sql, nursery):
         await diary.has("end", 1)
         its.frozen = False
         assert row(sql)[3] > row(sql)[4]
+        with trio.fail_after(20):
+            while not leads(node):
+                assert node.leader is None  # certainly not another one of the same name
+                await trio.sleep(0.01)
         await diary.has("begin", 2)
         assert [entry[:2] for entry in diary.entries] == [("begin", 1), ("end", 1), ("begin", 2)]
         nursery.cancel_scope.cancel()
