@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.asgi import Send
 from bloomd.runtime.pages import BadCursor
-from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
+from bloomd.runtime.refusals import Conflict, Invalid, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 
 MEDIA_TYPE = "application/problem+json"
 TYPES = "urn:problem-type:bloomd:"
@@ -68,6 +68,7 @@ class Problem(Exception):
 
 
 _REFUSALS: list[tuple[type[Refusal], int, str]] = [
+    (Invalid, 400, "invalid"),
     (NotFound, 404, "not-found"),
     (TaskCancelled, 409, "cancelled"),
     (LeaseLost, 409, "lease-lost"),

@@ -6,12 +6,13 @@ While it is paused nobody gets a lease, in whichever way it is asked for; what i
 import msgspec
 
 from bloomd.runtime.database import Database
+from bloomd.runtime.refusals import Invalid
 
 READ = """
 SELECT NOT bloom_queue_is_open() AS paused, until, reason FROM queue_state
 """
 
-# Says the same again: nothing happens, and no audit entry is written.
+# Says the same again, or pauses until a time that is over: nothing happens, and no audit entry is written.
 SET = """
 WITH before AS (
     SELECT * FROM queue_state FOR UPDATE
@@ -21,6 +22,7 @@ WITH before AS (
       FROM before
      WHERE (before.paused, before.until, before.reason)
            IS DISTINCT FROM (%(paused)s, %(until)s::bigint, %(reason)s::text)
+       AND coalesce(%(until)s::bigint > bloom_now_ms(), true)
     RETURNING queue_state.*
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
@@ -49,9 +51,16 @@ async def read(database: Database) -> QueueState:
 
 
 async def pause(database: Database, *, until: int | None = None, reason: str | None = None, actor: str) -> QueueState:
-    """Hand out no task until this time (epoch ms), or until `resume`. Pausing again changes time and reason."""
-    await database.change(QueueState, SET, paused=True, until=until, reason=reason, actor=actor)
-    return await read(database)
+    """Hand out no task until this time (epoch ms), or until `resume`. Pausing again changes time and reason.
+
+    Raises:
+        Invalid: the time is over.
+    """
+    changed = await database.change(QueueState, SET, paused=True, until=until, reason=reason, actor=actor)
+    state = await read(database)
+    if not changed and not (state.paused and state.until == until):
+        raise Invalid("until: this time is over; it is in milliseconds since 1970")
+    return state
 
 
 async def resume(database: Database, *, actor: str) -> QueueState:

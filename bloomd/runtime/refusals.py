@@ -5,6 +5,10 @@ class Refusal(Exception):
     """The rules say no. The text is a sentence for the client."""
 
 
+class Invalid(Refusal):
+    """What is asked for makes no sense, at any time."""
+
+
 class NotFound(Refusal):
     """There is no such thing."""
 

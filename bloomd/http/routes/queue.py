@@ -28,10 +28,13 @@ async def state(request: Req) -> QueueState:
 async def set_state(request: Req) -> QueueState:
     """Paused, nobody gets a task until the time given, or until somebody resumes it. What is leased goes on."""
     body = await read(request, QueueRequest)
-    database = node_of(request).database
+    node = node_of(request)
     if body.paused:
-        return await queue.pause(database, until=body.until, reason=body.reason, actor=actor(request))
-    return await queue.resume(database, actor=actor(request))
+        state = await queue.pause(node.database, until=body.until, reason=body.reason, actor=actor(request))
+    else:
+        state = await queue.resume(node.database, actor=actor(request))
+    node.stats.forget()
+    return state
 
 
 HANDLERS = [state, set_state]

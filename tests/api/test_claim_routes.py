@@ -127,6 +127,7 @@ def test_who_hangs_up_gets_no_task(api, daemon, create, register):
         ("/leases/complete", [{"lease_id": "x"}], 400, "[0].status: is required"),
         ("/leases/release", {"lease_id": "x"}, 400, "array"),
         ("/queue", {}, 400, "paused: is required"),
+        ("/queue", {"paused": True, "until": 1_700_000_000}, 400, "until: this time is over"),
     ],
 )
 def test_what_is_refused(api, path, body, status, error):
