@@ -9,72 +9,19 @@ import random
 
 import pytest
 import trio
+from event_trail import Trail
 from trio.testing import MockClock
 
-from bloomd.runtime import trail
 from bloomd.runtime.events import PAUSE_SECONDS, Feed
-from bloomd.runtime.recent import id_of, position_of
-from bloomd.runtime.trail import PAGE, Beginning, Entries, Entry
+from bloomd.runtime.recent import position_of
 from bloomd.runtime.wakeups import Wakeups
-
-
-class Trail:
-    """In the place of a database: the audit trail as PostgreSQL shows it."""
-
-    def __init__(self, chance):
-        self.chance = chance
-        self.next_xact = 100
-        self.next_seq = 1
-        self.running = set()
-        self.committed = []
-        self.latency = lambda: chance.choice([0, 0.001, 0.01, 0.2])
-
-    def begin(self):
-        xact, self.next_xact = self.next_xact, self.next_xact + 1
-        self.running.add(xact)
-        return xact
-
-    def draw(self, xact):
-        seq, self.next_seq = self.next_seq, self.next_seq + 1
-        return Entry(f"{xact}", 1, "task.x", "task", "t", "x", "d" * self.chance.randint(0, 300), xact=xact, seq=seq)
-
-    def commit(self, xact, entries):
-        self.running.discard(xact)
-        self.committed.extend(entries)
-
-    def write(self, times=1):
-        xact = self.begin()
-        self.commit(xact, [self.draw(xact) for _ in range(times)])
-
-    @property
-    def horizon(self):
-        return min(self.running, default=self.next_xact)
-
-    @property
-    def ids(self):
-        return [id_of(position) for position in sorted(entry.position for entry in self.committed)]
-
-    async def rows(self, struct, query, *, xact, seq):
-        answer = self.beginning() if query == trail.BEGINNING else self.after((xact, seq))
-        await trio.sleep(self.latency())
-        return [answer]
-
-    def beginning(self):
-        return Beginning(horizon=self.horizon, kept=True)
-
-    def after(self, position):
-        settled = sorted(
-            (entry for entry in self.committed if position < entry.position < (self.horizon, 0)),
-            key=lambda entry: entry.position,
-        )
-        held_back = any(entry.xact >= self.horizon for entry in self.committed)
-        return Entries(horizon=self.horizon, held_back=held_back, entries=settled[:PAGE])
 
 
 async def tell(seed):
     """One story. At its end everybody has seen all that came after where they began, in order, once."""
     chance = random.Random(seed)
     database = Trail(chance)
+    database.latency = lambda: chance.choice([0, 0.001, 0.01, 0.2])
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups, kept_bytes=chance.choice([5_000, 50_000, 8 << 20]))
     over = trio.Event()
@@ -135,8 +82,7 @@ def test_nothing_is_missing_and_nothing_comes_twice(first):
 
 async def test_who_reads_a_page_while_the_latest_move_on_misses_nothing(autojump_clock, nursery):
     """The page is complete when it is read, and no longer when it arrives."""
-    database = Trail(random.Random(0))
-    database.latency = lambda: 0
+    database = Trail()
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups, kept_bytes=1000)
     await nursery.start(feed.run)
@@ -163,8 +109,7 @@ async def take_all(subscription, into):
 
 async def test_who_comes_while_the_last_one_leaves_is_not_measured_by_its_events(autojump_clock, nursery):
     """What is still being read for those who have gone is no affair of those who have come."""
-    database = Trail(random.Random(0))
-    database.latency = lambda: 0
+    database = Trail()
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups, kept_bytes=1000)
     await nursery.start(feed.run)
@@ -189,8 +134,7 @@ async def test_who_comes_while_the_last_one_leaves_is_not_measured_by_its_events
 
 async def test_what_was_held_back_comes_soon_after_without_a_wake_up(autojump_clock, nursery):
     """A program that knows nothing of us commits: nobody tells, and yet it is seen long before the next poll."""
-    database = Trail(random.Random(0))
-    database.latency = lambda: 0
+    database = Trail()
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups)
     await nursery.start(feed.run)
@@ -208,7 +152,7 @@ async def test_what_was_held_back_comes_soon_after_without_a_wake_up(autojump_cl
 
 @pytest.mark.parametrize("latency", [0.001, 0.3])
 async def test_an_event_arrives_as_fast_as_the_database_answers(autojump_clock, nursery, latency):
-    database = Trail(random.Random(0))
+    database = Trail()
     database.latency = lambda: latency
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups)
