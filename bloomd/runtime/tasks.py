@@ -32,7 +32,7 @@ WITH new AS (
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), created_at, 'task.created', 'task', id, %(actor)s,
-           'agent ' || agent_slug || ', context ' || context_id
+           nullif(concat_ws(', ', 'agent ' || nullif(agent_slug, ''), 'context ' || nullif(context_id, '')), '')
       FROM new
 )
 SELECT * FROM new
