@@ -47,6 +47,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 READ_BYTES = 1 << 16
 
+# Of one request, as much waits for the application: what a body may usually have. For more the client waits.
+INBOX_BYTES = 1 << 23
+
 
 async def serve(
     app: App,
@@ -235,21 +238,23 @@ class Inbox:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._messages: deque[Message] = deque()
+        self._bytes = 0
         self._ended = False
         self._arrived = _Bell()
         self._taken = _Bell()
 
     async def put(self, message: Message) -> None:
-        """Add a message; wait while there are too many. The last one says that the connection has ended."""
+        """Add a message; wait while there are too many, or too large ones. The last one says that it has ended."""
         if message["type"].endswith(".disconnect"):
             self._ended = True
             self._taken.ring()
         elif self._messages and message.get("body") == b"" and not message["more_body"]:
             self._messages[-1]["more_body"] = False  # the end of the body, of which the last piece is still here
             return
-        while len(self._messages) >= self._limit and not self._ended:
+        while (len(self._messages) >= self._limit or self._bytes >= INBOX_BYTES) and not self._ended:
             await self._taken.heard()
         self._messages.append(message)
+        self._bytes += len(message.get("body", b""))
         self._arrived.ring()
 
     async def receive(self) -> Message:
@@ -260,7 +265,9 @@ class Inbox:
             await trio.lowlevel.checkpoint()
             return self._messages[0]
         self._taken.ring()
-        return self._messages.popleft()
+        message = self._messages.popleft()
+        self._bytes -= len(message.get("body", b""))
+        return message
 
 
 class _Bell:
