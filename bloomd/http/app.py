@@ -30,6 +30,7 @@ from bloomd.http.routes import (
     workers,
 )
 from bloomd.node import Node
+from bloomd.settings.model import Http
 
 RESOURCES = (
     health,
@@ -53,7 +54,7 @@ def create_app(node: Node) -> App:
     """The whole HTTP side of a node. It reads the node's settings anew for every request."""
     latency = Latency()
     routes = cast("App", litestar(node, latency))
-    bounded_routes = bounded(routes, lambda: node.settings.http.max_body_bytes)
+    bounded_routes = bounded(routes, lambda scope: max_body_bytes(scope, node.settings.http))
     admitted = guarded(bounded_routes, lambda: node.settings.http, node.keys)
     requests = observed(admitted, latency, verbose=lambda: node.logs.level == "debug")
 
@@ -64,6 +65,11 @@ def create_app(node: Node) -> App:
             await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
 
     return app
+
+
+def max_body_bytes(scope: Scope, http: Http) -> int:
+    """What the body of this request may have. Whether a route takes it is decided later, so this judges the path."""
+    return http.max_artifact_bytes if artifacts.is_upload(scope) else http.max_body_bytes
 
 
 def litestar(node: Node, latency: Latency) -> Litestar:

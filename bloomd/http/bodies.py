@@ -4,7 +4,7 @@ PostgreSQL's text has no NUL, so one is refused wherever it may stand: in the pa
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -23,14 +23,18 @@ STALL_SECONDS = 30.0
 _JSON = re.compile(r"application/(json|[\w.-]+\+json)\s*(;|$)", re.IGNORECASE)
 
 
-def bounded(app: App, max_bytes: Callable[[], int]) -> App:
-    """Refuse what is larger than allowed, by its declared length before a byte is read, and what stalls."""
+def bounded(app: App, max_bytes: Callable[[Scope], int]) -> App:
+    """Refuse what is larger than allowed, by its declared length before a byte is read, and what stalls.
+
+    Args:
+        max_bytes: what the body of this request may have.
+    """
 
     async def bound(scope: Scope, receive: Receive, send: Send) -> None:
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             await Problem(400, "A NUL character cannot be stored, so nothing has one", type="invalid").send(send)
             return
-        limit = max_bytes()
+        limit = max_bytes(scope)
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > limit:
                 await _too_large(limit).send(send)
@@ -56,6 +60,27 @@ def bounded(app: App, max_bytes: Callable[[], int]) -> App:
         await app(scope, count, send)
 
     return bound
+
+
+def in_pieces(request: Request[Any, Any, Any]) -> Callable[[], Awaitable[bytes]]:
+    """The body of any content type, as it comes: each call gives the next bytes, and none at the end.
+
+    Raises:
+        Problem: 400, the client has gone before the end; and what `bounded` refuses.
+    """
+    more = True
+
+    async def next_piece() -> bytes:
+        nonlocal more
+        piece = b""
+        while more and not piece:
+            message = await request.receive()
+            if message["type"] != "http.request":
+                raise Problem(400, "The connection ended before the body did", type="malformed")
+            piece, more = message["body"], message["more_body"]
+        return piece
+
+    return next_piece
 
 
 async def read(request: Request[Any, Any, Any], type: type[T]) -> T:

@@ -1,4 +1,9 @@
-"""Artifacts: what the workers produced."""
+"""Artifacts: what the workers produced. Content is text in the row, or lies in pieces (`uploads.py`), or elsewhere."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+import msgspec
 
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import Artifact
@@ -9,8 +14,13 @@ ONE = """
 SELECT * FROM runtime_artifacts WHERE id = %(id)s
 """
 
+# What a list shows of content: the answers of a language model, as they usually are, and no megabytes.
+LISTED_BYTES = 16384
+
 LIST = """
-SELECT *
+SELECT id, task_id, job_id, type, created_at, finalized, url, entity_refs, tags,
+       CASE WHEN octet_length(content) <= %(listed_bytes)s THEN content END AS content,
+       size, sha256, name, content_type, lease_id
   FROM runtime_artifacts
  WHERE (created_at, id) < (%(at)s, %(before)s)
    AND (%(task_id)s::varchar IS NULL OR task_id = %(task_id)s)
@@ -19,8 +29,33 @@ SELECT *
 """
 
 
+# The piece in which a byte is.
+PIECE = """
+SELECT starts_at, data
+  FROM artifact_pieces
+ WHERE artifact_id = %(id)s AND starts_at <= %(at)s
+ ORDER BY starts_at DESC
+ LIMIT 1
+"""
+
+
+class Content(msgspec.Struct, frozen=True):
+    """What an artifact holds, and how to read it."""
+
+    size: int
+    sha256: str
+    content_type: str
+    piece_at: Callable[[int], Awaitable[bytes]]
+    """Some bytes, from this one on; NotFound when they are gone."""
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    starts_at: int
+    data: bytes
+
+
 async def one(database: Database, id: str) -> Artifact:
-    """One artifact, with its content where that is in the database.
+    """One artifact, with its content where that is text in its row.
 
     Raises:
         NotFound: there is none with this id.
@@ -31,5 +66,40 @@ async def one(database: Database, id: str) -> Artifact:
 
 
 async def listing(database: Database, page: Page, *, task_id: str | None = None) -> list[Artifact]:
-    """A page of artifacts, newest first."""
-    return await database.listing(Artifact, LIST, task_id=task_id, at=page.at, before=page.id, limit=page.limit)
+    """A page of artifacts, newest first. Of content only what is short."""
+    return await database.listing(
+        Artifact, LIST, task_id=task_id, at=page.at, before=page.id, limit=page.limit, listed_bytes=LISTED_BYTES
+    )
+
+
+async def content(database: Database, id: str) -> Content:
+    """The content of an artifact, wherever it is kept.
+
+    Raises:
+        NotFound: there is no such artifact, or its content is not kept here.
+    """
+    artifact = await one(database, id)
+    if artifact.content is not None:
+        return _of_text(artifact.content.encode(), artifact)
+    if artifact.url is not None or artifact.size is None or artifact.sha256 is None:
+        raise _not_here()
+
+    async def piece_at(at: int) -> bytes:
+        piece = await database.row(_Piece, PIECE, id=id, at=at)
+        if piece is None or at >= piece.starts_at + len(piece.data):
+            raise _not_here()
+        return piece.data[at - piece.starts_at :]
+
+    return Content(artifact.size, artifact.sha256, artifact.content_type or "application/octet-stream", piece_at)
+
+
+def _of_text(text: bytes, artifact: Artifact) -> Content:
+    async def piece_at(at: int) -> bytes:
+        return text[at:]
+
+    sha256 = artifact.sha256 or hashlib.sha256(text).hexdigest()
+    return Content(len(text), sha256, artifact.content_type or "text/plain; charset=utf-8", piece_at)
+
+
+def _not_here() -> NotFound:
+    return NotFound("The content of this artifact is not in the database")

@@ -102,8 +102,13 @@ class Artifact(msgspec.Struct, frozen=True):
     entity_refs: list[Any]
     tags: list[Any]
     content: str | None
+    """The text, where it is short enough to stand here."""
     size: int | None
     sha256: str | None
+    name: str | None = None
+    """Unique under its lease; `result` is what the attempt ended with, unless that was uploaded."""
+    content_type: str | None = None
+    lease_id: str | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -192,6 +197,8 @@ class Completion(msgspec.Struct, frozen=True):
     metrics: Metrics | None = None
     artifact_type: Name = "LLM_RESULT"
     artifact_tags: list[str] = []
+    artifact_id: Name | None = None
+    """Of what was uploaded under the same lease, to be the result's artifact instead of a new one."""
     lease_id: Name | None = None
     worker_id: WorkerName | None = None
     retryable: bool = True

@@ -83,6 +83,15 @@ class Http(Section, frozen=True):
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Bytes that a request body may have.")] = (
         8 * 1024 * 1024
     )
+    max_artifact_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 30,
+            description="Bytes that an artifact may have which a worker uploads."
+            " Its content goes into PostgreSQL, and from there into every backup.",
+        ),
+    ] = 64 * 1024 * 1024
     drain_seconds: Annotated[
         Seconds, Meta(description="Seconds that requests under way get to finish at shutdown.")
     ] = 10.0

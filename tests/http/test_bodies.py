@@ -30,7 +30,7 @@ async def receive_all(*coming):
     async def send(message):
         pytest.fail(f"nothing is to be sent: {message}")
 
-    await bounded(app, lambda: 10)(SCOPE, receive, send)
+    await bounded(app, lambda scope: 10)(SCOPE, receive, send)
     return got
 
 

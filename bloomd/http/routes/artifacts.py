@@ -1,15 +1,32 @@
-"""Artifacts: look at them, fetch their content."""
+"""Artifacts: upload them, look at them, fetch their content."""
 
-import hashlib
 import re
+from typing import Annotated, cast
 
-from litestar import Response, get
+import structlog
+import trio
+from litestar import Response, get, put
+from litestar.params import Parameter
+from litestar.types import ASGIApp
 
+from bloomd.errors import Unavailable
+from bloomd.http.asgi import Receive, Scope, Send
+from bloomd.http.bodies import convert, in_pieces
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, node_of, page_of
-from bloomd.runtime import artifacts
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
+from bloomd.runtime import artifacts, uploads
+from bloomd.runtime.artifacts import Content
 from bloomd.runtime.model import Artifact
 from bloomd.runtime.pages import Page
+from bloomd.runtime.refusals import NotFound
+from bloomd.runtime.uploads import NewArtifact
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Who takes nothing of an answer for so long is not reading.
+STALL_SECONDS = 30.0
+
+_UPLOAD = re.compile(r"/api/runtime/leases/[^/]+/artifacts/[^/]+")
 
 # Workers decide what an artifact holds, and it shares the page's origin: a browser must store it, never run it.
 _HARMLESS = {
@@ -33,22 +50,99 @@ async def one(request: Req, artifact_id: str) -> Artifact:
     return await artifacts.one(node_of(request).database, artifact_id)
 
 
-@get("/api/runtime/artifacts/{artifact_id:str}/content", summary="The content of an artifact, or a range of it")
-async def content(request: Req, artifact_id: str) -> Response[bytes]:
-    artifact = await artifacts.one(node_of(request).database, artifact_id)
-    if artifact.content is None:
-        raise Problem(404, "The content of this artifact is not in the database", type="not-found")
-    whole = artifact.content.encode()
-    etag = f'"{artifact.sha256 or hashlib.sha256(whole).hexdigest()}"'
+@get(
+    "/api/runtime/artifacts/{artifact_id:str}/content",
+    summary="The content of an artifact, or a range of it",
+    media_type="application/octet-stream",
+)
+async def content(request: Req, artifact_id: str) -> ASGIApp:
+    found = await artifacts.content(node_of(request).database, artifact_id)
+    etag = f'"{found.sha256}"'
     headers = {**_HARMLESS, "etag": etag, "accept-ranges": "bytes"}
+    status, part = 200, range(found.size)
     if matches(request.headers.get("if-none-match", ""), etag):
-        return Response(b"", status_code=304, headers=headers)
+        return cast("ASGIApp", ContentAnswer(304, headers, found, range(0)))
     if request.headers.get("if-range", etag) == etag and (asked := request.headers.get("range")):
-        part = range_of(asked, len(whole))
-        if part:
-            headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(whole)}"
-            return Response(whole[part.start : part.stop], status_code=206, media_type="text/plain", headers=headers)
-    return Response(whole, media_type="text/plain", headers=headers)
+        wanted = range_of(asked, found.size)
+        if wanted:
+            status, part = 206, wanted
+            headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{found.size}"
+    headers |= {"content-type": found.content_type, "content-length": str(len(part))}
+    return cast("ASGIApp", ContentAnswer(status, headers, found, part))
+
+
+@put(
+    "/api/runtime/leases/{lease_id:str}/artifacts/{name:str}",
+    summary="Upload an artifact under the current lease of a task",
+    status_code=201,
+    opt={"bytes": True},
+)
+async def upload(
+    request: Req,
+    lease_id: str,
+    name: str,
+    type: Annotated[str, Parameter(description="What it is, in the worker's words.")] = "UPLOAD",
+    tag: Annotated[list[str] | None, Parameter(description="One of its tags; may be repeated.")] = None,
+) -> Response[Artifact]:
+    """The body is the content, of any Content-Type. 200 when the same content was uploaded under this name before."""
+    content_type = request.headers.get("content-type")
+    said = {"lease_id": lease_id, "name": name, "type": type, "tags": tag or [], "content_type": content_type}
+    done = await uploads.upload(
+        node_of(request).database, convert(said, NewArtifact), in_pieces(request), actor=actor(request)
+    )
+    return Response(done.artifact, status_code=201 if done.new else 200)
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether a request's body is content of an artifact, for which another limit holds."""
+    return scope["method"] == "PUT" and _UPLOAD.fullmatch(scope["path"]) is not None
+
+
+class ContentAnswer:
+    """The answer, as an ASGI application of its own: a piece is read when the one before it is on its way."""
+
+    def __init__(self, status: int, headers: dict[str, str], content: Content, part: range) -> None:
+        self._status = status
+        self._headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._content = content
+        self._part = part
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the part that was asked for.
+
+        Raises:
+            NotFound, Unavailable: the content cannot be had, and nothing has been sent yet.
+        """
+        part = range(0) if scope["state"]["head"] else self._part
+        first = await self._content.piece_at(part.start) if part else b""
+        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        if len(first) >= len(part):
+            await send({"type": "http.response.body", "body": first[: len(part)], "more_body": False})
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+            try:
+                await self._send_pieces(first, part, send)
+            except (NotFound, Unavailable) as error:
+                log.warning("content broken off", error=str(error))  # its length tells the client
+            except trio.TooSlowError:
+                log.info("reader of content dropped", reason=f"it took nothing for {STALL_SECONDS:.0f} s")
+            nursery.cancel_scope.cancel()
+
+    async def _send_pieces(self, first: bytes, part: range, send: Send) -> None:
+        piece, at = first, part.start
+        while piece:
+            piece = piece[: part.stop - at]
+            at += len(piece)
+            with trio.fail_after(STALL_SECONDS):
+                await send({"type": "http.response.body", "body": piece, "more_body": at < part.stop})
+            piece = await self._content.piece_at(at) if at < part.stop else b""
+
+
+async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 def matches(if_none_match: str, etag: str) -> bool:
@@ -77,4 +171,4 @@ def range_of(header: str, size: int) -> range | None:
     return range(start, stop)
 
 
-HANDLERS = [listing, one, content]
+HANDLERS = [listing, one, content, upload]

@@ -58,6 +58,9 @@ def describe(app: Litestar) -> dict[str, Any]:
             either = {"anyOf": [one, many]} if opt.get("many") else one
             content = {"schema": many if opt.get("only_many") else either}
             operation["requestBody"] = {"content": {"application/json": content}}
+        if opt.get("bytes"):
+            content = {"schema": {"type": "string", "format": "binary"}}
+            operation["requestBody"] = {"content": {"application/octet-stream": content}}
         for status in [status for status in operation["responses"] if status >= "400"]:
             del operation["responses"][status]
         operation["responses"]["default"] = {"description": "What went wrong", "content": problem}
