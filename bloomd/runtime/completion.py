@@ -6,26 +6,29 @@ from typing import Any, LiteralString
 import msgspec
 from psycopg.types.json import Jsonb
 
-from bloomd.runtime import tasks
+from bloomd.runtime import tasks, uploads
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided, is_valid, refuse_lost, settled
 from bloomd.runtime.ids import new_id
 from bloomd.runtime.model import Artifact, Completion, Metrics, Outcome, Result, Retry, Task, TaskStatus
 from bloomd.runtime.refusals import Conflict, Refusal
 
-# Ends the attempts: each result and its artifact are kept, and each task goes where its outcome sends it. What is not
-# ended has no row in the answer.
+# Ends the attempts: each result and its artifact are kept, and each task goes where its outcome sends it. An artifact
+# that was uploaded under the same lease becomes the result's, instead of a new one. What is not ended has no row in the
+# answer.
 COMPLETE = """
 WITH asked AS (
     SELECT DISTINCT ON (task_id)
            coalesce(said.task_id, named.task_id) AS task_id, said.lease_id AS asked_lease_id,
            said.worker_id AS asked_worker_id, said.outcome, retryable, output, said.error_message, content, metrics,
-           artifact_id, artifact_type, artifact_tags, result_id
+           artifact_id, artifact_type, artifact_tags, result_id, uploaded, upload.lease_id AS uploaded_under
       FROM jsonb_to_recordset(%(said)s) AS said (
                place integer, task_id varchar, lease_id varchar, worker_id varchar, outcome varchar, retryable boolean,
-               output text, error_message text, content text, metrics jsonb, artifact_id varchar,
+               output text, error_message text, content text, metrics jsonb, artifact_id varchar, uploaded boolean,
                artifact_type varchar, artifact_tags jsonb, result_id varchar)
       LEFT JOIN leases AS named ON named.id = said.lease_id
+      LEFT JOIN LATERAL (
+           SELECT lease_id FROM runtime_artifacts WHERE uploaded AND id = said.artifact_id LIMIT 1) AS upload ON true
      ORDER BY task_id, place
 ), task AS (
     SELECT llm_tasks.id, llm_tasks.lease_id, llm_tasks.attempts, llm_tasks.max_attempts
@@ -46,6 +49,7 @@ WITH asked AS (
        AND leases.status || '' = 'active'
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
        AND leases.worker_id = coalesce(asked.asked_worker_id, leases.worker_id)
+       AND (NOT asked.uploaded OR asked.uploaded_under = leases.id)
     RETURNING leases.id, leases.task_id, leases.worker_id, leases.started_at, leases.ended_at, leases.outcome
 ), artifact AS (
     INSERT INTO runtime_artifacts (id, task_id, type, created_at, finalized, entity_refs, tags, content,
@@ -54,6 +58,7 @@ WITH asked AS (
            lease.id, 'result', octet_length(content), encode(sha256(convert_to(content, 'UTF8')), 'hex')
       FROM lease
       JOIN asked ON asked.task_id = lease.task_id
+     WHERE NOT asked.uploaded
     RETURNING *
 ), moved AS (
     UPDATE llm_tasks
@@ -121,23 +126,24 @@ WITH asked AS (
 COMPLETE_ONE: LiteralString = (
     COMPLETE
     + """
-SELECT to_jsonb(moved) AS task, to_jsonb(artifact) AS artifact, to_jsonb(result) AS result,
-       lease.ended_at - lease.started_at AS ran_ms
+SELECT to_jsonb(moved) AS task,
+       coalesce(to_jsonb(artifact),
+                (SELECT to_jsonb(upload) FROM runtime_artifacts AS upload WHERE id = result.artifact_id)) AS artifact,
+       to_jsonb(result) AS result, lease.ended_at - lease.started_at AS ran_ms
   FROM lease
-  JOIN moved    ON moved.id = lease.task_id
-  JOIN artifact ON artifact.task_id = lease.task_id
-  JOIN result   ON result.task_id = lease.task_id
+  JOIN moved  ON moved.id = lease.task_id
+  JOIN result ON result.task_id = lease.task_id
+  LEFT JOIN artifact ON artifact.task_id = lease.task_id
 """
 )
 COMPLETE_MANY: LiteralString = (
     COMPLETE
     + """
 SELECT lease.id AS lease_id, moved.id AS task_id, moved.status AS task_status, moved.attempts, moved.retry_at,
-       artifact.id AS artifact_id, result.id AS result_id, lease.outcome, lease.ended_at - lease.started_at AS ran_ms
+       result.artifact_id, result.id AS result_id, lease.outcome, lease.ended_at - lease.started_at AS ran_ms
   FROM lease
-  JOIN moved    ON moved.id = lease.task_id
-  JOIN artifact ON artifact.task_id = lease.task_id
-  JOIN result   ON result.task_id = lease.task_id
+  JOIN moved  ON moved.id = lease.task_id
+  JOIN result ON result.task_id = lease.task_id
 """
 )
 
@@ -183,7 +189,7 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
 
     Raises:
         NotFound: no such task.
-        Conflict: no lease is named and the task has no valid one.
+        Conflict: no lease is named and the task has no valid one, or the artifact was not uploaded under it.
         LeaseLost: the lease named is not the current one, has expired, or is another worker's.
     """
 
@@ -205,6 +211,8 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
             raise Conflict(f"Task status is '{task.status}', expected 'leased' or 'running'")
         if task.lease_id is None or not await is_valid(database, task.lease_id):
             raise Conflict("The lease of this task has expired")
+        if completion.artifact_id is not None:
+            await uploads.refuse_stranger(database, completion.artifact_id, task.lease_id)
 
     return await decided(end, refuse)
 
@@ -241,9 +249,10 @@ def _said(place: int, completion: Completion, retry: Retry, task_id: str | None 
         "retryable": completion.retryable and retry.errors,
         "output": completion.output,
         "error_message": completion.error_message,
-        "content": content,
+        "content": content if completion.artifact_id is None else None,
         "metrics": msgspec.to_builtins(completion.metrics or Metrics()),
-        "artifact_id": new_id(),
+        "artifact_id": completion.artifact_id or new_id(),
+        "uploaded": completion.artifact_id is not None,
         "artifact_type": completion.artifact_type,
         "artifact_tags": completion.artifact_tags,
         "result_id": new_id(),
