@@ -4,6 +4,9 @@ The leader does it, a batch at a time, so that nobody notices: each batch is one
 oldest on, and passes over what somebody holds locked. A task goes with its results, artifacts and leases, and with its
 idempotency key. A task that has not ended is never touched, however old it is.
 
+Whatever the settings say, uploads that came to nothing are deleted, and so is content in pieces whose task is gone
+(`uploads.py`): a few at a time, because that of one artifact can be as much as the rest of many tasks.
+
 An artifact whose content is elsewhere (`url`) outlives its task: its row is the only way to that object.
 
 The statement that deletes counts in the audit trail. One entry for each day tells how much went, and under which
@@ -17,6 +20,7 @@ import msgspec
 import structlog
 import trio
 
+from bloomd.runtime import uploads
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import TaskStatus
 from bloomd.runtime.pages import END_OF_TIME
@@ -75,6 +79,9 @@ PRUNE_TASKS: LiteralString = f"""
     DELETE FROM llm_results WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 ), artifacts AS (
     DELETE FROM runtime_artifacts WHERE task_id = ANY (ARRAY(SELECT id FROM old)) AND url IS NULL
+    RETURNING id, lease_id, content IS NULL AND size IS NOT NULL AS in_pieces
+), left_over AS (
+    INSERT INTO uploads SELECT id, lease_id FROM artifacts WHERE in_pieces ON CONFLICT DO NOTHING
 ), attempts AS (
     DELETE FROM leases WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 ), gone AS (
@@ -113,6 +120,8 @@ class Pruned(msgspec.Struct, frozen=True):
 
     tasks: int
     entries: int
+    uploads: int = 0
+    """Those about which it was decided: they stay, or are gone."""
 
 
 class _Gone(msgspec.Struct, frozen=True):
@@ -147,7 +156,7 @@ class Retention:
             entries = await self._prune_audit(keep.audit, epoch)
         if tasks or entries:
             log.info("pruned", tasks=tasks, audit_entries=entries)
-        return Pruned(tasks, entries)
+        return Pruned(tasks, entries, await self._collect(epoch))
 
     async def _prune_tasks(self, status: TaskStatus, days: float, epoch: int) -> int:
         pruned = 0
@@ -168,6 +177,13 @@ class Retention:
                 break
             await trio.sleep(PAUSE_SECONDS)
         return pruned
+
+    async def _collect(self, epoch: int) -> int:
+        decided = 0
+        while done := await uploads.collect(self._database, epoch=epoch):
+            decided += done
+            await trio.sleep(PAUSE_SECONDS)
+        return decided
 
     async def _batch(
         self, statement: LiteralString, kind: str, days: float, epoch: int, **parameters: object
