@@ -20,7 +20,8 @@ class Trail:
         self.running = set()
         self.committed = []
         self.latency = lambda: 0.0
-        self.away = lambda query: False
+        self.fails = lambda query: False
+        self.away = None
 
     def begin(self):
         xact, self.next_xact = self.next_xact, self.next_xact + 1
@@ -50,7 +51,7 @@ class Trail:
     async def rows(self, struct, query, *, xact, seq):
         answer = self.beginning() if query == trail.BEGINNING else self.after((xact, seq))
         await trio.sleep(self.latency())
-        if self.away(query):
+        if self.fails(query):
             raise Unavailable("the database is away")
         return [answer]
 

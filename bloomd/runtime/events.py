@@ -24,6 +24,7 @@ import msgspec
 import structlog
 import trio
 
+from bloomd.errors import Unavailable
 from bloomd.runtime import trail
 from bloomd.runtime.database import Database
 from bloomd.runtime.recent import KEPT_BYTES, Event, Position, Recent, id_of, position_of
@@ -145,6 +146,8 @@ class Feed:
 
     async def _begin(self, subscription: "Subscription", position: Position | None) -> None:
         """Send a subscription to where it has to read."""
+        if self._database.away:
+            raise Unavailable(self._database.away)
         if self._recent and (position is None or self._recent.start <= position <= self._recent.head):
             subscription.join(self._recent, position or self._recent.head)
             return

@@ -185,7 +185,7 @@ async def test_a_database_that_goes_away_while_one_catches_up_ends_the_stream(au
     """It comes again, and is told 503 until the database is back."""
     database, client = Trail(), Client()
     database.write(times=3)
-    database.away = lambda query: query == trail.ENTRIES
+    database.fails = lambda query: query == trail.ENTRIES
     node = SimpleNamespace(feed=Feed(database, Wakeups(database)), stopping=trio.Event())
     stream = EventStream(node, after=database.ids[0], types=TYPES, entity_id=None)
     await stream({"state": {"head": False}}, client.receive, client.send)
@@ -195,7 +195,7 @@ async def test_a_database_that_goes_away_while_one_catches_up_ends_the_stream(au
 
 async def test_without_a_database_there_is_no_stream(autojump_clock):
     database, client = Trail(), Client()
-    database.away = lambda query: True
+    database.fails = lambda query: True
     node = SimpleNamespace(feed=Feed(database, Wakeups(database)), stopping=trio.Event())
     with pytest.raises(Unavailable):
         await EventStream(node, after=None, types=TYPES, entity_id=None)({}, client.receive, client.send)

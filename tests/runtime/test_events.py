@@ -361,6 +361,7 @@ class Scripted:
     def __init__(self, beginning, answers):
         self.beginning = beginning
         self.answers = answers
+        self.away = None
 
     async def rows(self, struct, query, **parameters):
         await trio.lowlevel.checkpoint()
@@ -504,9 +505,10 @@ async def test_an_outage_costs_nobody_an_event(db, conninfo, write, ids):
         db.close("PostgreSQL is away")
         with pytest.raises(Unavailable, match="PostgreSQL is away"):
             await feed.run()
-        with pytest.raises(Unavailable):
-            async with feed.subscribe("1-1"):
-                pytest.fail("there is nothing to read from")
+        for after in (None, subscription.last_id, "1-1"):
+            with pytest.raises(Unavailable):
+                async with feed.subscribe(after):
+                    pytest.fail("there is nothing to read from")
         write("meanwhile")
         async with Pool(conninfo, size=2) as pool, trio.open_nursery() as nursery:
             db.open(pool)
