@@ -8,6 +8,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from bloomd import __version__
 from bloomd.http.access import guarded
+from bloomd.http.answers import Json
 from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.bodies import bounded
 from bloomd.http.latency import Latency
@@ -75,6 +76,7 @@ def max_body_bytes(scope: Scope, http: Http) -> int:
 def litestar(node: Node, latency: Latency) -> Litestar:
     app = Litestar(
         [handler for resource in RESOURCES for handler in resource.HANDLERS],
+        response_class=Json,
         exception_handlers={Exception: answer},
         openapi_config=OpenAPIConfig(
             title="BLOOM Runtime", version=__version__, path="/api/schema/litestar", render_plugins=[JsonRenderPlugin()]

@@ -8,6 +8,7 @@ from litestar import Request, Response
 from litestar.params import Parameter
 
 from bloomd.http.access import Caller
+from bloomd.http.answers import Json
 from bloomd.node import Node
 from bloomd.runtime.pages import Page
 
@@ -39,4 +40,4 @@ def page_of(
     if cursor := page.next(rows, key):
         query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
         headers["link"] = f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
-    return Response(list(rows), headers=headers)
+    return Json(list(rows), headers=headers)

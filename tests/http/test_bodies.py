@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from bloomd.http.bodies import STALL_SECONDS, bounded
+from bloomd.http.bodies import STALL_SECONDS, bounded, read_json
 from bloomd.http.problems import Problem
 
 SCOPE = {"type": "http", "path": "/", "query_string": b"", "headers": []}
@@ -51,3 +51,17 @@ async def test_the_last_piece_of_a_body_is_counted_too(autojump_clock):
     with pytest.raises(Problem) as caught:
         await receive_all((0, piece(b"a" * 10, more=True)), (0, piece(b"b", more=False)))
     assert caught.value.status == 413
+
+
+async def test_our_limit_is_the_only_one():
+    """Litestar has one of 10 MB of its own."""
+    pieces = [piece(b'["', more=True), *[piece(b"x" * (1 << 20), more=True)] * 15, piece(b'"]', more=False)]
+
+    class Request:
+        headers = {"content-type": "application/json"}  # noqa: RUF012
+
+        async def receive(self):
+            return pieces.pop(0)
+
+    [text] = await read_json(Request())
+    assert len(text) == 15 << 20

@@ -10,6 +10,7 @@ from litestar.params import Parameter
 from litestar.types import ASGIApp
 
 from bloomd.errors import Unavailable
+from bloomd.http.answers import Json
 from bloomd.http.asgi import Receive, Scope, Send
 from bloomd.http.bodies import convert, in_pieces
 from bloomd.http.problems import Problem
@@ -90,7 +91,7 @@ async def upload(
     done = await uploads.upload(
         node_of(request).database, convert(said, NewArtifact), in_pieces(request), actor=actor(request)
     )
-    return Response(done.artifact, status_code=201 if done.new else 200)
+    return Json(done.artifact, status_code=201 if done.new else 200)
 
 
 def is_upload(scope: Scope) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, cast
 import msgspec
 from litestar import Response, get, post
 
+from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
 from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
@@ -73,9 +74,9 @@ async def create(request: Req) -> Response[Task | list[Task]]:
         if not 1 <= len(many) <= MAX_BULK:
             raise Problem(400, f"An array of 1 to {MAX_BULK} tasks is expected, not of {len(many)}", type="invalid")
         created = await tasks.create(node_of(request).database, many, actor=actor(request))
-        return Response([each.task for each in created], status_code=201 if any(each.new for each in created) else 200)
+        return Json([each.task for each in created], status_code=201 if any(each.new for each in created) else 200)
     [created] = await tasks.create(node_of(request).database, [convert(body, NewTask)], actor=actor(request))
-    return Response(created.task, status_code=201 if created.new else 200)
+    return Json(created.task, status_code=201 if created.new else 200)
 
 
 @get("/api/runtime/llm-tasks", summary="Tasks, newest first")

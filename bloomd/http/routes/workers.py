@@ -5,6 +5,7 @@ from typing import Any, cast
 import msgspec
 from litestar import Response, delete, get, post
 
+from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
 from bloomd.http.routes.tasks import retry_of
@@ -48,7 +49,7 @@ async def register(request: Req) -> Response[Worker]:
     new = convert(body, NewWorker)
     sent = cast("dict[str, Any]", body).get("capabilities")
     registered = await workers.register(node_of(request).database, new, capabilities=sent, actor=actor(request))
-    return Response(registered.worker, status_code=201 if registered.new else 200)
+    return Json(registered.worker, status_code=201 if registered.new else 200)
 
 
 @delete("/api/runtime/workers/{worker_id:str}", summary="Forget a worker", status_code=200)
