@@ -523,9 +523,11 @@ async def test_an_answer_before_the_body_has_come_ends_the_connection():
         assert await client.rest() == b""
 
 
-async def test_bodies_that_nobody_reads_are_kept_within_limits(monkeypatch):
-    """As many messages as are allowed, and no more; the end of the request frees whoever waited to add one."""
-    inbox = connections.Inbox(limit=2)
+@pytest.mark.parametrize(("messages", "size"), [(2, 1000), (1000, 2)])
+async def test_bodies_that_nobody_reads_are_kept_within_limits(monkeypatch, messages, size):
+    """As many messages and bytes as are allowed; the end of the request frees whoever waited to add one."""
+    monkeypatch.setattr(connections, "INBOX_BYTES", size)
+    inbox = connections.Inbox(limit=messages)
     added = 0
 
     async def add():
