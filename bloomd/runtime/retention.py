@@ -180,8 +180,8 @@ class Retention:
 
     async def _collect(self, epoch: int) -> int:
         decided = 0
-        while done := await uploads.collect(self._database, epoch=epoch):
-            decided += done
+        while batch := await uploads.collect(self._database, epoch=epoch):
+            decided += sum(each.settled for each in batch)
             await trio.sleep(PAUSE_SECONDS)
         return decided
 

@@ -46,8 +46,8 @@ FORGET_SECONDS = 5.0
 # What was uploaded in an attempt that came to nothing may still tell somebody why, for a day.
 KEEP_LOST_MS = 86_400_000
 
-# Deleting one large artifact takes about as long as 500 tasks.
-COLLECT_BATCH = 10
+# One statement decides about so many uploads, and deletes so many pieces: some dozen MiB in some dozen milliseconds.
+COLLECT_BATCH = 32
 
 ADD_PIECE = """
 WITH upload AS (
@@ -109,17 +109,20 @@ UNDER_LEASE = """
 SELECT id FROM runtime_artifacts WHERE id = %(id)s AND lease_id = %(lease_id)s
 """
 
-# Decides about a batch of uploads. One stays when the result of its attempt is there. It goes, with its content, when
-# its lease ended long ago without one; when it never became an artifact; and when the artifact is gone already. As long
-# as the lease is active, nothing is decided. Neighbours are looked up one by one, because a join would be planned by
-# what is known of tables that may have grown.
+# Decides about a batch of uploads. One stays when the result of its attempt is there. It goes when its lease ended long
+# ago without one; when it never became an artifact; and when the artifact is gone already. As long as the lease is
+# active, nothing is decided. What goes is an upload as long as there are pieces of it, of which a batch is deleted.
+# Neighbours are looked up one by one: a join would be planned by what is known of tables that may have grown.
 COLLECT = """
 WITH decided AS (
-    SELECT uploads.artifact_id, result.id IS NOT NULL AND artifact.id IS NOT NULL AS stays
+    SELECT uploads.artifact_id, fate.stays, fate.stays OR piece.starts_at IS NULL AS settled
       FROM uploads
       LEFT JOIN LATERAL (SELECT * FROM leases WHERE id = uploads.lease_id LIMIT 1) AS lease ON true
       LEFT JOIN LATERAL (SELECT id FROM llm_results WHERE lease_id = uploads.lease_id LIMIT 1) AS result ON true
       LEFT JOIN LATERAL (SELECT id FROM runtime_artifacts WHERE id = uploads.artifact_id LIMIT 1) AS artifact ON true
+      LEFT JOIN LATERAL (
+           SELECT starts_at FROM artifact_pieces WHERE artifact_id = uploads.artifact_id LIMIT 1) AS piece ON true,
+           LATERAL (SELECT result.id IS NOT NULL AND artifact.id IS NOT NULL AS stays) AS fate
      WHERE (lease.id IS NULL
             OR result.id IS NOT NULL
             OR lease.status <> 'active'
@@ -128,19 +131,27 @@ WITH decided AS (
      ORDER BY uploads.artifact_id
      LIMIT %(batch)s
        FOR UPDATE OF uploads SKIP LOCKED
-), pieces AS (
-    DELETE FROM artifact_pieces WHERE artifact_id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays))
 ), gone AS (
     DELETE FROM runtime_artifacts
      WHERE id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays)) AND url IS NULL
     RETURNING id, name, size, lease_id
+), piece AS (
+    SELECT artifact_id, starts_at
+      FROM artifact_pieces
+     WHERE artifact_id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays))
+     LIMIT %(batch)s
+), pieces AS (
+    DELETE FROM artifact_pieces USING piece
+     WHERE artifact_pieces.artifact_id = piece.artifact_id AND artifact_pieces.starts_at = piece.starts_at
+), settled AS (
+    DELETE FROM uploads WHERE artifact_id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE settled))
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(), 'artifact.collected', 'artifact', id, 'bloomd',
            format('%%s, %%s bytes: lease %%s ended without a result', name, size, lease_id)
       FROM gone
 )
-DELETE FROM uploads WHERE artifact_id = ANY (ARRAY(SELECT artifact_id FROM decided)) RETURNING artifact_id AS id
+SELECT artifact_id AS id, settled FROM decided
 """
 
 Read = Callable[[], Awaitable[bytes]]
@@ -161,6 +172,14 @@ class Uploaded(msgspec.Struct, frozen=True):
     artifact: Artifact
     new: bool
     """False when the same content was uploaded under this name before."""
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """An upload of which it is known by now whether it stays."""
+
+    id: str
+    settled: bool
+    """False as long as there is content of it to be deleted."""
 
 
 class _Content(msgspec.Struct, frozen=True):
@@ -228,13 +247,12 @@ async def refuse_stranger(database: Database, artifact_id: str, lease_id: str) -
         )
 
 
-async def collect(database: Database, *, epoch: int) -> int:
-    """Decide about a batch of uploads, as the leader of this epoch; how many. What goes is deleted with its content.
+async def collect(database: Database, *, epoch: int) -> list[Decided]:
+    """Decide about a batch of uploads, as the leader of this epoch. What goes is deleted, large content bit by bit.
 
-    Fewer than `COLLECT_BATCH` means that none is left of which it is known by now.
+    Gives those that were looked at; when there are none, nothing is left of which it is known by now.
     """
-    done = await database.change(Id, COLLECT, keep_ms=KEEP_LOST_MS, epoch=epoch, batch=COLLECT_BATCH)
-    return len(done)
+    return await database.change(Decided, COLLECT, keep_ms=KEEP_LOST_MS, epoch=epoch, batch=COLLECT_BATCH)
 
 
 async def _receive(database: Database, id: str, said: NewArtifact, read: Read) -> _Content:

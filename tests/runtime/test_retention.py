@@ -255,7 +255,7 @@ async def test_the_service_prunes_at_once_and_every_minute(db, sql, epoch, autoj
     """A round that prunes nothing and collects nothing needs no database, so the clock may jump."""
 
     async def none(database, *, epoch):
-        return 0
+        return []
 
     monkeypatch.setattr(uploads, "collect", none)
     rounds = []

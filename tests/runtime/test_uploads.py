@@ -74,6 +74,10 @@ async def whole(db, id):
     return read
 
 
+async def collect_all(db, epoch):
+    return (await Retention(db, Keep).prune(epoch)).uploads
+
+
 async def complete(db, lease, **said):
     done = Completion(status="success", lease_id=lease.id, **said)
     return await completion.complete(db, lease.task_id, done, retry=RETRY, actor="test")
@@ -441,18 +445,15 @@ async def test_what_came_to_nothing_is_collected_after_a_day(db, sql, lease, put
     def there():
         return {name[:-1] for (name,) in sql("SELECT name FROM runtime_artifacts WHERE name <> 'result'")}
 
-    async def round():
-        return (await Retention(db, Keep).prune(epoch)).uploads
-
-    sql("UPDATE leases SET expires_at = expires_at + 9 * %s::bigint WHERE status = 'active'", DAY)
+    sql("UPDATE leases SET expires_at = 1 WHERE status = 'active'")  # it is over, and nobody has ended it yet
     shift_clock(DAY - 60_000)
-    assert await round() == 4  # of the completed and the failed one is known that they stay
+    assert await collect_all(db, epoch) == 4  # of the completed and the failed one is known that they stay
     assert there() == set(names)
     shift_clock(DAY + 60_000)
-    assert await uploads.collect(db, epoch=epoch - 1) == 0
-    assert await round() == 6
+    assert await uploads.collect(db, epoch=epoch - 1) == []
+    assert await collect_all(db, epoch) == 6
     assert there() == {"completed", "failed", "active"}
-    assert await round() == 0
+    assert await collect_all(db, epoch) == 0
     assert sql("SELECT count(*) FROM artifact_pieces") == [(3 * 3,)]
     assert left_over(sql)[2] == 2
     collected = sql("SELECT actor, detail FROM audit_logs WHERE action = 'artifact.collected' ORDER BY detail")
@@ -477,13 +478,12 @@ async def test_what_broke_off_is_collected(db, sql, lease, small_pieces, epoch, 
             await uploads.upload(db, said, body(b"x" * 25, Broken()), actor="test")
     await complete(db, completed)
     assert left_over(sql)[1:] == [6, 3]
-    assert await uploads.collect(db, epoch=epoch) == 1
+    assert await collect_all(db, epoch) == 1
     assert left_over(sql)[1:] == [4, 2]
     sql("UPDATE leases SET expires_at = 1 WHERE id = %s", expired.id)
     await expiry.expire(db, retry=RETRY, epoch=epoch)
-    sql("UPDATE leases SET expires_at = expires_at + 9 * %s::bigint WHERE id = %s", DAY, active.id)
     shift_clock(2 * DAY)
-    assert await uploads.collect(db, epoch=epoch) == 1
+    assert await collect_all(db, epoch) == 1
     assert sql("SELECT lease_id FROM uploads") == [(active.id,)]
     assert sql("SELECT count(*) FROM artifact_pieces") == [(2,)]
 
@@ -496,9 +496,8 @@ async def test_a_round_goes_on_past_a_batch(db, sql, lease, put, small_pieces, e
         await tasks.cancel(db, held.task_id, actor="test")
     waiting = await lease()
     await put(waiting.id, b"x")
-    sql("UPDATE leases SET expires_at = expires_at + 9 * %s::bigint WHERE status = 'active'", DAY)
     shift_clock(2 * DAY)
-    assert (await Retention(db, Keep).prune(epoch)).uploads == 5
+    assert await collect_all(db, epoch) == 5
     assert left_over(sql) == [1, 0, 1]
 
 
@@ -515,21 +514,48 @@ async def test_uploads_go_with_their_task(db, sql, lease, put, small_pieces, epo
     assert left_over(sql) == [0, 0, 0]
 
 
-async def test_two_who_collect_do_not_wait_for_each_other(db, sql, lease, put, epoch, shift_clock):
+async def test_much_content_is_deleted_a_batch_at_a_time(db, sql, lease, put, small_pieces, epoch, shift_clock):
+    held = await lease()
+    await put(held.id, b"\xff" * 10 * (2 * uploads.COLLECT_BATCH + 1))
+    await tasks.cancel(db, held.task_id, actor="test")
+    shift_clock(2 * DAY)
+    pieces = []
+    while left_over(sql)[2]:
+        pieces.append(left_over(sql)[1])
+        [decided] = await uploads.collect(db, epoch=epoch)
+        assert decided.settled is (pieces[-1] == 0)
+    assert pieces == [2 * uploads.COLLECT_BATCH + 1, uploads.COLLECT_BATCH + 1, 1, 0]
+    assert await uploads.collect(db, epoch=epoch) == []
+    assert sql("SELECT count(*) FROM audit_logs WHERE action = 'artifact.collected'") == [(1,)]
+
+
+async def test_who_collects_waits_for_nobody(db, conninfo, sql, lease, put, epoch, shift_clock):
+    ids = []
+    for _ in range(3):
+        mine = await lease()
+        ids.append((await put(mine.id, b"\xff")).artifact.id)
+        await tasks.cancel(db, mine.task_id, actor="test")
+    shift_clock(2 * DAY)
+    with psycopg.connect(conninfo) as other, trio.fail_after(10):
+        other.execute("SELECT FROM uploads WHERE artifact_id = %s FOR UPDATE", [ids[1]])
+        assert {each.id for each in await uploads.collect(db, epoch=epoch)} == {ids[0], ids[2]}
+
+
+async def test_two_who_collect_do_it_once(db, sql, lease, put, epoch, shift_clock):
     held = [await lease() for _ in range(12)]
     for mine in held:
         await put(mine.id, b"\xff")
         await tasks.cancel(db, mine.task_id, actor="test")
     shift_clock(2 * DAY)
-    done = []
+    settled = []
 
     async def collect():
-        done.append(await uploads.collect(db, epoch=epoch))
+        settled.extend(each.id for each in await uploads.collect(db, epoch=epoch) if each.settled)
 
     while left_over(sql)[2]:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(collect)
-    assert sum(done) == 12
+    assert len(settled) == len(set(settled)) == 12
     assert sql("SELECT count(*) FROM audit_logs WHERE action = 'artifact.collected'") == [(12,)]
     assert left_over(sql) == [0, 0, 0]
