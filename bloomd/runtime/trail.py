@@ -36,16 +36,16 @@ SELECT horizon,
 """
 PAGE = 500
 
-# The trail is pruned from its old end: what came after a position is all there while something older is, or the very
-# first entry.
+# The trail is pruned from its old end: what came after a position is all there when the oldest entry is no newer than
+# it, or is the very first. (An empty trail was pruned, or never had an entry.)
 BEGINNING = """
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
-       EXISTS (SELECT
-                 FROM audit_logs
-                WHERE xact <= %(xact)s::bigint
-                  AND (xact, seq) <= (%(xact)s::bigint, %(seq)s::bigint))
-       OR coalesce((SELECT seq FROM audit_logs WHERE xact IS NOT NULL ORDER BY xact, seq LIMIT 1) = 1,
-                   (SELECT NOT is_called FROM audit_logs_seq)) AS kept
+       coalesce((SELECT (xact, seq) <= (%(xact)s, %(seq)s) OR seq = 1
+                   FROM audit_logs
+                  WHERE xact IS NOT NULL
+                  ORDER BY xact, seq
+                  LIMIT 1),
+                (SELECT NOT is_called FROM audit_logs_seq)) AS kept
 """
 
 # When entries are held back and none come, the next look comes after this, then after twice that, up to the poll.
