@@ -6,7 +6,13 @@ first list, the next one, and so on by a probe of the index each, drops those wh
 the first tasks of the others. It never reads past tasks that are for somebody else or for another time.
 
 One claim locks the worker first, which nobody waits for while holding what this one wants: tasks that are locked are
-passed over. So claims never wait for each other, and the worker's free capacity cannot change meanwhile.
+passed over. So claims wait for each other only for the turn of a context, and the worker's free capacity cannot change
+meanwhile. Of each list it locks as many as it may take of all, and leaves the rest to others; who passed these over in
+that moment may find nothing although there is something, so that an empty claim is tried once more.
+
+A worker with `capabilities.sessions` takes a task only when no other of the same context is under way. Among such
+workers the database keeps that (`leases_one_serial_per_context`); towards a lease that somebody asks for at the same
+moment by the id of a task (`leases.py`), which waits for no context, it is as the claim's snapshot sees it.
 
 Who has to wait stands in the waiting room of its node (`WaitingRoom`). When there may be a task (an offer, on whichever
 node, or a second has passed) one statement finds out who of all that wait could have one, and only these ask again.
@@ -101,6 +107,8 @@ WITH RECURSIVE list AS (
                        AND bloom_kind(labels) = fitting.kind
                        AND coalesce(not_before, 0) <= bloom_now_ms()
                        AND coalesce(retry_at, 0) <= bloom_now_ms()
+                       AND NOT EXISTS (SELECT FROM leases AS held
+                                        WHERE held.status = 'active' AND held.task_id = llm_tasks.id)
                        AND NOT (fitting.serial AND context_id <> ''
                                 AND EXISTS (SELECT FROM leases AS held
                                              WHERE held.status = 'active' AND held.context_id = llm_tasks.context_id))
@@ -119,12 +127,13 @@ WITH RECURSIVE list AS (
 ), lease AS (
     INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status, context_id, attempt,
                         deadline_at, serial)
-    SELECT gen_random_uuid(), task.id, %(worker_id)s, now_ms, now_ms + ttl * 1000::bigint, ttl, 'active',
-           task.context_id, task.attempts + 1, now_ms + (timeout + %(grace)s) * 1000::bigint,
-           task.serial AND task.context_id <> ''
+    SELECT gen_random_uuid(), task.id, %(worker_id)s, now_ms, least(now_ms + ttl * 1000::bigint, deadline), ttl,
+           'active', task.context_id, task.attempts + 1, deadline, task.serial AND task.context_id <> ''
       FROM task, bloom_now_ms() AS now_ms,
            LATERAL (SELECT (task.policy ->> 'timeout_sec')::integer AS timeout) AS policy,
+           LATERAL (SELECT now_ms + (timeout + %(grace)s) * 1000::bigint AS deadline) AS ends,
            LATERAL (SELECT coalesce(%(ttl_seconds)s::integer, greatest(300, timeout + 60)) AS ttl) AS lasts
+     ORDER BY md5(task.context_id), task.id  -- one order of waiting for the turn of a context
         ON CONFLICT DO NOTHING
     RETURNING *
 ), moved AS (
@@ -141,15 +150,16 @@ WITH RECURSIVE list AS (
       FROM lease
 )
 SELECT to_jsonb(lease) AS lease, to_jsonb(moved) AS task,
-       lease.started_at - greatest(task.updated_at, task.not_before, task.retry_at) AS waited_ms
+       lease.started_at - greatest(task.updated_at, task.not_before, task.retry_at) AS waited_ms,
+       (SELECT count(*) FROM locked) > (SELECT count(*) FROM lease) AS more
   FROM lease
   JOIN moved ON moved.id = lease.task_id
   JOIN task  ON task.id = lease.task_id
  ORDER BY moved.priority DESC, moved.created_at, moved.id
 """
 
-# Of those who wait, longest first, the ones for whom there is a task by its labels and its pin; no more than there are
-# ready tasks. Whether it is its turn (contexts, capacity) the claim itself finds out.
+# Of those who wait, longest first, the ones for whom there is a task by its labels, its pin and its context's turn; of
+# each list no more than it has tasks. Who is called in vain all the same stands behind the others from then on.
 COULD_CLAIM = """
 WITH RECURSIVE list AS (
     (SELECT bloom_kind(labels) AS kind, labels
@@ -166,21 +176,40 @@ WITH RECURSIVE list AS (
                        AND bloom_kind(labels) > list.kind
                      ORDER BY bloom_kind(labels)
                      LIMIT 1) AS next
+), waiting AS MATERIALIZED (
+    SELECT workers.id, waiting.place, coalesce(waiting.labels, capabilities -> 'labels', '[]') AS labels,
+           coalesce(capabilities -> 'sessions' = 'true'::jsonb, false) AS serial
+      FROM ROWS FROM (jsonb_to_recordset(%(waiting)s) AS (id varchar, labels jsonb))
+           WITH ORDINALITY AS waiting (id, labels, place)
+      JOIN workers ON workers.id = waiting.id
+     WHERE bloom_misfit(workers.id, status, capabilities, active_leases, capacity, cordoned, draining,
+                        NULL, '[]') IS NULL
+       AND bloom_queue_is_open()
 )
-SELECT workers.id
-  FROM ROWS FROM (jsonb_to_recordset(%(waiting)s) AS (id varchar, labels jsonb))
-       WITH ORDINALITY AS waiting (id, labels, place)
-  JOIN workers ON workers.id = waiting.id,
-       LATERAL (SELECT coalesce(waiting.labels, capabilities -> 'labels', '[]') AS labels) AS able
- WHERE bloom_misfit(workers.id, status, capabilities, active_leases, capacity, cordoned, draining, NULL, '[]') IS NULL
-   AND bloom_queue_is_open()
-   AND (EXISTS (SELECT FROM list WHERE able.labels @> list.labels)
-        OR EXISTS (SELECT
-                     FROM llm_tasks
-                    WHERE llm_tasks.status = 'queued' AND ready AND coalesce(pinned_worker_id, '') = workers.id
-                      AND able.labels @> llm_tasks.labels))
- ORDER BY waiting.place
- LIMIT (SELECT count(*) FROM (SELECT FROM llm_tasks WHERE status = 'queued' AND ready LIMIT %(many)s) AS ready)
+SELECT DISTINCT could.id
+  FROM (SELECT first.id
+          FROM list,
+               LATERAL (SELECT count(*) AS all_of_them,
+                               count(*) FILTER (WHERE context_id = '' OR NOT EXISTS (
+                                   SELECT FROM leases AS held
+                                    WHERE held.status = 'active' AND held.context_id = few.context_id)) AS in_turn
+                          FROM (SELECT context_id
+                                  FROM llm_tasks
+                                 WHERE status = 'queued' AND ready AND coalesce(pinned_worker_id, '') = ''
+                                   AND bloom_kind(labels) = list.kind
+                                 ORDER BY priority DESC, created_at, id
+                                 LIMIT %(many)s) AS few) AS tasks,
+               LATERAL ((SELECT waiting.id FROM waiting WHERE NOT serial AND waiting.labels @> list.labels
+                          ORDER BY waiting.place LIMIT tasks.all_of_them)
+                        UNION ALL
+                        (SELECT waiting.id FROM waiting WHERE serial AND waiting.labels @> list.labels
+                          ORDER BY waiting.place LIMIT tasks.in_turn)) AS first
+        UNION ALL
+        SELECT waiting.id
+          FROM waiting
+         WHERE EXISTS (SELECT
+                         FROM llm_tasks
+                        WHERE status = 'queued' AND ready AND coalesce(pinned_worker_id, '') = waiting.id)) AS could
 """
 
 
@@ -201,6 +230,8 @@ class Claimed(msgspec.Struct, frozen=True):
 
 class _ClaimedNow(Claimed, frozen=True):
     waited_ms: int
+    more: bool
+    """Whether tasks were locked for a moment that this claim then left to others, who passed them over meanwhile."""
 
 
 async def sign_of_life(database: Database, worker_ids: list[str], *, actor: str) -> set[str]:
@@ -213,18 +244,21 @@ async def claim(database: Database, asked: Claim, *, actor: str) -> list[Claimed
 
     A cancellation that comes too late gives the tasks back: nobody would work on them.
     """
+    parameters: dict[str, object] = {
+        "worker_id": asked.worker_id,
+        "max": asked.max,
+        "labels": None if asked.labels is None else Jsonb(asked.labels),
+        "ttl_seconds": asked.ttl_seconds,
+        "grace": GRACE_SECONDS,
+        "actor": actor,
+    }
     claimed: list[_ClaimedNow] = []
     with trio.CancelScope(shield=True):  # until it is known what was leased; a statement has its time limit
-        claimed = await database.change(
-            _ClaimedNow,
-            CLAIM,
-            worker_id=asked.worker_id,
-            max=asked.max,
-            labels=None if asked.labels is None else Jsonb(asked.labels),
-            ttl_seconds=asked.ttl_seconds,
-            grace=GRACE_SECONDS,
-            actor=actor,
-        )
+        claimed = await database.change(_ClaimedNow, CLAIM, **parameters)
+        if not claimed:
+            claimed = await database.change(_ClaimedNow, CLAIM, **parameters)
+    if any(each.more for each in claimed):
+        database.on_offer()
     database.meters.claimed(each.waited_ms / 1000 for each in claimed)
     try:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -250,7 +284,7 @@ class WaitingRoom:
         self._database = database
         self._wakeups = wakeups
         self._refresh_seconds = refresh_seconds
-        self._waiting: dict[object, _Waiting] = {}
+        self._waiting: dict[_Waiting, None] = {}
         self._offered = trio.Event()
         self._closed = False
 
@@ -276,8 +310,10 @@ class WaitingRoom:
                 if claimed := await claim(self._database, asked, actor=actor):
                     self.offer()  # there may be more, for the others
                     return claimed
-                with trio.move_on_at(until):
-                    await called.wait()
+                self._waiting[called] = self._waiting.pop(called)  # behind the others
+                if not self._closed:
+                    with trio.move_on_at(until):
+                        await called.wait()
                 if trio.current_time() >= until or self._closed:
                     return []
 
@@ -314,7 +350,7 @@ class WaitingRoom:
             if self._waiting:
                 self._call(await self._could_claim())
             if self._waiting and trio.current_time() >= refresh_at:
-                workers = [each.asked.worker_id for each in self._waiting.values()]
+                workers = [each.asked.worker_id for each in self._waiting]
                 await sign_of_life(self._database, workers, actor="bloomd")
                 refresh_at = trio.current_time() + self._refresh_seconds()
 
@@ -325,25 +361,24 @@ class WaitingRoom:
 
     @contextmanager
     def _place(self, asked: Claim) -> Generator["_Waiting"]:
-        place = object()
-        self._waiting[place] = _Waiting(asked)
+        waiting = _Waiting(asked)
+        self._waiting[waiting] = None
         try:
-            yield self._waiting[place]
+            yield waiting
         finally:
-            del self._waiting[place]
+            del self._waiting[waiting]
 
-    async def _could_claim(self) -> list[object]:
+    async def _could_claim(self) -> list["_Waiting"]:
         if len(self._waiting) <= FEW:
             return list(self._waiting)
-        waiting = [{"id": each.asked.worker_id, "labels": each.asked.labels} for each in self._waiting.values()]
+        waiting = [{"id": each.asked.worker_id, "labels": each.asked.labels} for each in self._waiting]
         could = await self._database.rows(Id, COULD_CLAIM, waiting=Jsonb(waiting), many=MANY)
         chosen = {worker.id for worker in could}
-        return [place for place, each in self._waiting.items() if each.asked.worker_id in chosen]
+        return [each for each in self._waiting if each.asked.worker_id in chosen]
 
-    def _call(self, places: Iterable[object]) -> None:
-        for place in places:
-            if waiting := self._waiting.get(place):
-                waiting.call()
+    def _call(self, some: Iterable["_Waiting"]) -> None:
+        for each in some:
+            each.call()
 
 
 class _Waiting:

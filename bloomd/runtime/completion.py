@@ -67,6 +67,8 @@ WITH asked AS (
            ready         = next.retry_at IS NULL,
            lease_id      = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN next.status = 'queued' THEN NULL ELSE lease.worker_id END,
+           progress      = CASE WHEN next.status = 'queued' THEN NULL ELSE llm_tasks.progress END,
+           progress_at   = CASE WHEN next.status = 'queued' THEN NULL ELSE llm_tasks.progress_at END,
            error_message = CASE lease.outcome WHEN 'error'
                                 THEN coalesce(asked.error_message, 'the worker gave no reason') END,
            updated_at    = lease.ended_at

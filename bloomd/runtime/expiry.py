@@ -48,6 +48,8 @@ WITH due AS (
            retry_at      = CASE WHEN attempts < max_attempts THEN lease.ended_at
                                 + bloom_retry_delay_ms(attempts, %(retry_ms)s, %(retry_max_ms)s) END,
            ready         = attempts >= max_attempts,
+           progress      = CASE WHEN attempts < max_attempts THEN NULL ELSE progress END,
+           progress_at   = CASE WHEN attempts < max_attempts THEN NULL ELSE progress_at END,
            error_message = 'the lease of worker ' || lease.worker_id || ' ended: ' || lease.reason,
            lease_id      = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.id END,
            worker_id     = CASE WHEN attempts < max_attempts THEN NULL ELSE lease.worker_id END,
@@ -90,6 +92,8 @@ WITH stranded AS (
     UPDATE llm_tasks
        SET status        = CASE WHEN attempts < max_attempts THEN 'queued' ELSE 'dead' END,
            error_message = 'it was under way without a lease',
+           progress      = NULL,
+           progress_at   = NULL,
            ready         = coalesce(greatest(not_before, retry_at) <= bloom_now_ms(), true),
            lease_id      = NULL,
            worker_id     = NULL,

@@ -38,7 +38,8 @@ WITH asked AS (
        FOR UPDATE OF llm_tasks
 ), lease AS (
     UPDATE leases
-       SET last_heartbeat = bloom_now_ms(), expires_at = bloom_now_ms() + ttl_seconds * 1000::bigint
+       SET last_heartbeat = bloom_now_ms(),
+           expires_at = least(bloom_now_ms() + ttl_seconds * 1000::bigint, deadline_at)
       FROM task
      WHERE leases.id = task.lease_id
        AND leases.status || '' = 'active'

@@ -80,6 +80,7 @@ WITH task AS (
            task.attempts + 1
       FROM task, worker, bloom_now_ms() AS now_ms,
            coalesce(%(ttl_seconds)s::integer, greatest(300, (task.policy ->> 'timeout_sec')::integer + 60)) AS ttl
+        ON CONFLICT DO NOTHING  -- with a lease that somebody left behind: it has to end first
     RETURNING *
 ), moved AS (
     UPDATE llm_tasks

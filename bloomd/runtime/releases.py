@@ -51,9 +51,14 @@ WITH asked AS (
     SELECT gen_random_uuid(), ended_at, 'task.released', 'task', task_id, %(actor)s,
            'by worker ' || worker_id || ', lease ' || id || coalesce(': ' || reason, '')
       FROM lease
-     WHERE (SELECT count(*) FROM worker) > 0
+     WHERE (SELECT count(*) FROM worker) >= 0
 )
 SELECT * FROM lease
+"""
+
+
+RELEASED_BEFORE = """
+SELECT * FROM leases WHERE id = %(id)s AND outcome = 'released'
 """
 
 
@@ -101,8 +106,3 @@ async def _give_back(database: Database, back: Sequence[Release], actor: str) ->
         ran_ms = (lease.ended_at or lease.started_at) - lease.started_at
         database.meters.ended("released", ran_ms / 1000, task_status="queued", attempts=lease.attempt or 0)
     return given
-
-
-RELEASED_BEFORE = """
-SELECT * FROM leases WHERE id = %(id)s AND outcome = 'released'
-"""

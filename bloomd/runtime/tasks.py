@@ -27,6 +27,7 @@ WITH new AS (
                desired_format varchar, max_attempts integer,
                priority smallint, labels jsonb, pinned_worker_id varchar, not_before bigint, idempotency_key varchar),
            bloom_now_ms() AS now_ms
+     ORDER BY idempotency_key, id  -- one order of waiting for whoever creates the same ones at the same moment
         ON CONFLICT (idempotency_key) DO NOTHING
     RETURNING *
 ), audit AS (

@@ -76,10 +76,12 @@ WITH before AS (
     SELECT id, cordoned, draining FROM workers WHERE id = %(id)s FOR UPDATE
 ), worker AS (
     UPDATE workers
-       SET cordoned = %(cordoned)s, draining = %(draining)s
-      FROM before
+       SET cordoned = next.cordoned, draining = next.draining
+      FROM before,
+           LATERAL (SELECT coalesce(%(cordoned)s::boolean, before.cordoned) AS cordoned,
+                           coalesce(%(draining)s::boolean, before.draining) AS draining) AS next
      WHERE workers.id = before.id
-       AND (before.cordoned, before.draining) IS DISTINCT FROM (%(cordoned)s, %(draining)s)
+       AND (before.cordoned, before.draining) IS DISTINCT FROM (next.cordoned, next.draining)
     RETURNING workers.*
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
@@ -163,7 +165,7 @@ async def cordon(database: Database, id: str, *, actor: str) -> Worker:
     Raises:
         NotFound: there is none with this id.
     """
-    return await _hold_back(database, id, "worker.cordoned", cordoned=True, draining=False, actor=actor)
+    return await _hold_back(database, id, "worker.cordoned", cordoned=True, actor=actor)
 
 
 async def drain(database: Database, id: str, *, actor: str) -> Worker:
@@ -172,7 +174,7 @@ async def drain(database: Database, id: str, *, actor: str) -> Worker:
     Raises:
         NotFound: there is none with this id.
     """
-    return await _hold_back(database, id, "worker.draining", cordoned=False, draining=True, actor=actor)
+    return await _hold_back(database, id, "worker.draining", draining=True, actor=actor)
 
 
 async def uncordon(database: Database, id: str, *, actor: str) -> Worker:
@@ -186,7 +188,9 @@ async def uncordon(database: Database, id: str, *, actor: str) -> Worker:
     return worker
 
 
-async def _hold_back(database: Database, id: str, action: str, *, cordoned: bool, draining: bool, actor: str) -> Worker:
+async def _hold_back(
+    database: Database, id: str, action: str, *, cordoned: bool | None = None, draining: bool | None = None, actor: str
+) -> Worker:
     changed = await database.change(
         Worker, HOLD_BACK, id=id, cordoned=cordoned, draining=draining, action=action, actor=actor
     )

@@ -174,7 +174,7 @@ def test_pausing(api, create, register, claim):
 def test_holding_a_worker_back(api, create, register, claim):
     register()
     create()
-    for action, state in (("cordon", (True, False)), ("drain", (False, True))):
+    for action, state in (("cordon", (True, False)), ("drain", (True, True))):
         worker = api.post(f"/api/runtime/workers/w1/{action}")
         assert (worker.status_code, (worker.json()["cordoned"], worker.json()["draining"])) == (200, state)
         assert claim() == []

@@ -9,7 +9,7 @@ from bloomd.runtime import claims, completion, leases, queue, releases, tasks, w
 from bloomd.runtime.claims import Claim, WaitingRoom, claim
 from bloomd.runtime.heartbeats import Beat, heartbeat, heartbeat_many
 from bloomd.runtime.model import Completion, Retry
-from bloomd.runtime.refusals import LeaseLost, NotFound, Refusal, TaskCancelled
+from bloomd.runtime.refusals import LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 from bloomd.runtime.releases import Release
 from bloomd.runtime.wakeups import Wakeups
 
@@ -388,6 +388,41 @@ class TestWaiting:
         assert {name for prompt, name in got.items() if prompt.startswith("gpu")} == {"w0", "w50", "w100", "w150"}
         assert sql("SELECT count(*) FROM leases") == [(14,)]
 
+    async def test_nobody_stands_before_a_task_that_another_could_take(self, db, room, new_task, new_worker, sql):
+        """Eight that wait for a context's turn, and one task that it is not the turn of, are no reason to wait."""
+        for number in range(8):
+            await new_worker(f"s{number}", max_concurrency=2)
+        sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
+        await new_worker("plain")
+        await new_task("first of c", context_id="c")
+        assert await take(db, "s0") == ["first of c"]
+        got = {}
+
+        async def ask(name):
+            for each in await room.claim(Claim(name), wait_seconds=30, actor="test"):
+                got[each.task.prompt] = name
+
+        async with trio.open_nursery() as waiting:
+            for number in range(8):
+                waiting.start_soon(ask, f"s{number}")
+            while len(room) < 8:
+                await trio.sleep(0.01)
+            waiting.start_soon(ask, "plain")
+            while len(room) < 9:
+                await trio.sleep(0.01)
+            await new_task("second of c", context_id="c")
+            with trio.fail_after(5):
+                while not got:
+                    await trio.sleep(0.01)
+            waiting.cancel_scope.cancel()
+        assert got == {"second of c": "plain"}
+
+    async def test_who_comes_after_closing_does_not_wait(self, room, new_worker):
+        await new_worker()
+        room.close()
+        with trio.fail_after(5):
+            assert await room.claim(Claim("w1"), wait_seconds=60, actor="test") == []
+
     async def test_who_goes_away_keeps_nothing(self, db, room, new_worker, sql):
         """Cancelled at any moment: what was leased for it is given back, and costs no attempt."""
         await new_worker("w1", max_concurrency=32)
@@ -408,6 +443,76 @@ class TestWaiting:
         assert held == asked
         assert sql("SELECT count(*) FROM llm_tasks WHERE status = 'queued' AND attempts <> 0") == [(0,)]
         assert held <= 2 * kept
+
+
+async def test_no_claim_is_empty_because_others_looked_at_the_same_moment(db, new_worker, sql):
+    """Eight claims of two for sixteen tasks of two kinds: each locks two of each kind for a moment."""
+    for number in range(8):
+        await new_worker(f"w{number}", max_concurrency=32, labels=["a"])
+    for _ in range(10):
+        asked = [tasks.NewTask(prompt=str(n), labels=[[], ["a"]][n % 2]) for n in range(16)]
+        await tasks.create(db, asked, actor="test")
+        sizes = []
+
+        async def ask(name, sizes=sizes):
+            sizes.append(len(await take(db, name, max=2)))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(ask, f"w{number}")
+        assert sizes.count(0) <= 1, sizes
+        sql("UPDATE leases SET status = 'released'")
+        sql("UPDATE llm_tasks SET status = 'cancelled'")
+
+
+async def test_sessions_that_claim_the_same_contexts_never_deadlock(db, new_worker, sql):
+    for number in range(6):
+        await new_worker(f"s{number}", max_concurrency=32)
+    sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
+    chance = random.Random(1)
+    for _ in range(5):
+        contexts = [f"c{number}" for number in range(12)] * 2
+        chance.shuffle(contexts)
+        await tasks.create(
+            db, [tasks.NewTask(prompt="x", context_id=c, priority=chance.randint(0, 9)) for c in contexts], actor="test"
+        )
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(take, db, f"s{number}")
+        assert sql("SELECT 1 FROM leases WHERE status = 'active' GROUP BY context_id HAVING count(*) > 1") == []
+        sql("UPDATE leases SET status = 'released'")
+        sql("UPDATE llm_tasks SET status = 'cancelled'")
+    assert sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+
+
+async def test_a_lease_left_behind_stands_in_nobodys_way(db, new_task, new_worker, sql):
+    """As a hand in psql leaves it: queued, and leased all the same."""
+    await new_worker("w1", max_concurrency=4)
+    left = await new_task("left", priority=9)
+    await leases.lease(db, left.id, actor="test")
+    sql("UPDATE llm_tasks SET status = 'queued', lease_id = NULL")
+    await new_task("good")
+    assert await take(db, max=1) == ["good"]
+    with pytest.raises(NoWorker):
+        await leases.lease(db, left.id, actor="test")
+    sql("UPDATE leases SET status = 'expired' WHERE task_id <> (SELECT id FROM llm_tasks WHERE prompt = 'good')")
+    assert await take(db, max=1) == ["left"]
+
+
+async def test_creates_of_the_same_keys_in_other_orders_never_deadlock(db, sql):
+    keys = [f"k{number}" for number in range(200)]
+    answers = []
+
+    async def create(keys):
+        created = await tasks.create(db, [tasks.NewTask(prompt=k, idempotency_key=k) for k in keys], actor="test")
+        answers.append({each.task.idempotency_key: each.task.id for each in created})
+
+    async with trio.open_nursery() as nursery:
+        for order in (keys, keys[::-1], random.Random(2).sample(keys, len(keys)), keys[100:] + keys[:100]):
+            nursery.start_soon(create, order)
+    assert all(answer == answers[0] for answer in answers)
+    assert sql("SELECT count(*) FROM llm_tasks") == [(200,)]
+    assert sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
 
 
 async def test_pausing_and_holding_back_are_audited_once(db, new_worker, sql):
