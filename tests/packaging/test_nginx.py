@@ -42,9 +42,10 @@ def test_nginx_finds_nothing_wrong(front: Front) -> None:
 
 
 def test_the_numbers_are_those_of_bloomd() -> None:
-    numbers = dict(re.findall(r"^ *(keepalive_timeout|client_max_body_size) (\d+)[sm];", CONFIGURATION, re.MULTILINE))
-    assert int(numbers["keepalive_timeout"]) < KEEP_ALIVE_SECONDS
-    assert int(numbers["client_max_body_size"]) * 1024 * 1024 == Http().max_body_bytes
+    [keepalive] = re.findall(r"^ *keepalive_timeout (\d+)s;", CONFIGURATION, re.MULTILINE)
+    assert int(keepalive) < KEEP_ALIVE_SECONDS
+    sizes = re.findall(r"^ *client_max_body_size (\d+)m;", CONFIGURATION, re.MULTILINE)
+    assert [int(size) << 20 for size in sizes] == [Http().max_body_bytes, Http().max_artifact_bytes]
 
 
 def test_requests_of_many_clients_share_a_connection(front: Front) -> None:

@@ -1,6 +1,7 @@
 """A real bloomd behind a real nginx, over the Unix socket, as nginx/bloomd.conf and bloomd(8) have it."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,34 @@ def test_a_task_of_megabytes_goes_in_and_comes_out(site: Site) -> None:
     assert created.status == 201, created.body[:500]
     found = site.get(f"{TASKS}/{json.loads(created.body)['id']}", headers=WITH_KEY)
     assert json.loads(found.body)["prompt"] == prompt
+
+
+def _lease(site: Site) -> str:
+    for path, body in (("/api/runtime/workers", {"name": "w"}), (TASKS, {"prompt": "p"})):
+        created = ask(site.nginx.port, path, method="POST", headers=JSON, body=json.dumps(body).encode())
+    path = f"{TASKS}/{json.loads(created.body)['id']}"
+    leased = ask(site.nginx.port, f"{path}/lease", method="POST", headers=JSON, body=b"{}")
+    lease = json.loads(leased.body)["lease"]
+    ask(site.nginx.port, f"{path}/heartbeat", method="POST", headers=JSON, body=b"{}")
+    return lease["id"]
+
+
+def test_an_upload_goes_in_and_comes_out_and_is_refused_for_what_it_is(site: Site) -> None:
+    """Larger than other bodies may be. Whoever has lost his lease learns so, and not that bloomd is away."""
+    content = os.urandom(1 << 20) * 12
+    lease = _lease(site)
+    path = f"/api/runtime/leases/{lease}/artifacts/out.bin"
+    made = ask(site.nginx.port, path, method="PUT", headers=WITH_KEY, body=content)
+    assert made.status == 201, made.body[:500]
+    got = site.get(f"/api/runtime/artifacts/{json.loads(made.body)['id']}/content", headers=WITH_KEY)
+    assert (got.status, got.body == content) == (200, True)
+    too_large = {**WITH_KEY, "Content-Length": str(Http().max_artifact_bytes + 1)}
+    assert ask(site.nginx.port, path, method="PUT", headers=too_large).status == 413
+    body = json.dumps([{"lease_id": lease}]).encode()
+    assert ask(site.nginx.port, "/api/runtime/leases/release", method="POST", headers=JSON, body=body).status == 200
+    for _ in range(5):
+        lost = ask(site.nginx.port, f"{path}2", method="PUT", headers=WITH_KEY, body=content)
+        assert (lost.status, json.loads(lost.body)["type"].rpartition(":")[2]) == (409, "lease-lost")
 
 
 def test_the_errors_and_headers_of_bloomd_come_through(site: Site) -> None:
