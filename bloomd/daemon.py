@@ -134,6 +134,7 @@ class Daemon:
                 ask_to_stop=node.keys.ask_to_stop,
                 stop_seconds=KEYS_STOP_SECONDS,
             ),
+            Service("stats", node.stats.run, needs=("database",), retry=DATABASE_RETRY),
             Service("notifications", self._notifications, needs=("database",), retry=DATABASE_RETRY),
             Service("wake-ups", node.wakeups.run, needs=("database",), retry=DATABASE_RETRY),
             Service("events", node.feed.run, needs=("database",), retry=DATABASE_RETRY),
@@ -168,7 +169,6 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self.node.lag.run)
-                self._nursery.start_soon(self.node.stats.run)
                 self._nursery.start_soon(self._obey, signals)
                 try:
                     async with trio.open_nursery() as tree:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import trio
 
-from bloomd.errors import Unavailable
+from bloomd.errors import Unavailable, one_line
 from bloomd.runtime.database import Database
 
 COUNT = """
@@ -46,6 +46,9 @@ RETURNING name
 
 # A snapshot that a page or a monitor reads need not be fresher, however many of them read it.
 FRESH_SECONDS = 1.0
+
+# Longer than a count ever takes; who asks while nobody counts is told so.
+ANSWER_SECONDS = 10.0
 
 # About a millisecond's reading.
 MANY_TALLIES = 2000
@@ -103,25 +106,34 @@ class Counter:
         self._answered = trio.Event()
         self._latest: Stats | Unavailable = Unavailable("nothing has been counted yet")
         self._fresh_until = -1.0
+        self._forgotten = False
 
-    async def run(self) -> None:
-        """Count whenever it is asked for, until cancelled."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Count whenever it is asked for, until cancelled.
+
+        Raises:
+            Unavailable, Misconfigured: as the database does, or anything else that is wrong with the counting; whoever
+                asked is answered first.
+        """
+        task_status.started()
         while True:
             await self._asked.wait()
             self._asked = trio.Event()
-            began = trio.current_time()
+            self._forgotten = False
+            fresh_until = trio.current_time() + FRESH_SECONDS
             try:
                 [self._latest] = await self._database.rows(Stats, COUNT)
-            except Unavailable as error:
-                self._latest = error
-                self._fresh_until = began
-            else:
-                self._fresh_until = began + FRESH_SECONDS
-            self._answered.set()
-            self._answered = trio.Event()
+                self._fresh_until = -1.0 if self._forgotten else fresh_until
+            except Exception as error:
+                self._latest = Unavailable(f"nothing could be counted: {one_line(error)}")
+                raise
+            finally:
+                self._answered.set()
+                self._answered = trio.Event()
 
     def forget(self) -> None:
         """Count anew for the next who asks: somebody has changed something and wants to see it."""
+        self._forgotten = True
         self._fresh_until = -1.0
 
     async def read(self) -> Stats:
@@ -134,7 +146,10 @@ class Counter:
             raise Unavailable(self._database.away)
         if trio.current_time() >= self._fresh_until:
             self._asked.set()
-            await self._answered.wait()
+            with trio.move_on_after(ANSWER_SECONDS) as patience:
+                await self._answered.wait()
+            if patience.cancelled_caught:
+                raise Unavailable(f"nothing has been counted for {ANSWER_SECONDS:.0f} s")
         if isinstance(self._latest, Unavailable):
             raise self._latest
         return self._latest

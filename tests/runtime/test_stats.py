@@ -3,8 +3,10 @@
 import random
 from itertools import pairwise
 
+import pytest
 import trio
 
+from bloomd.errors import Unavailable
 from bloomd.runtime import expiry, leases, stats, tasks
 from bloomd.runtime.completion import complete
 from bloomd.runtime.model import Completion, NewTask, Retry
@@ -111,3 +113,51 @@ async def test_all_who_ask_share_a_count_that_is_a_second_old_at_the_most(db, nu
     assert counted <= 5
     assert all(later - earlier in (0, 1) for earlier, later in pairwise(seen))
     assert all(seen.count(number) <= 11 for number in seen)
+
+
+async def test_a_count_that_goes_wrong_is_told_to_who_asked(nursery, autojump_clock):
+    class Broken:
+        away = None
+
+        async def rows(self, struct, query):
+            await trio.sleep(0.1)
+            raise RuntimeError("no such table")
+
+    counter = Counter(Broken())
+
+    async def count():
+        with pytest.raises(RuntimeError):
+            await counter.run()
+
+    nursery.start_soon(count)
+    with pytest.raises(Unavailable, match="no such table"):
+        await counter.read()
+
+
+async def test_nobody_counts(autojump_clock):
+    class Idle:
+        away = None
+
+    with pytest.raises(Unavailable, match="nothing has been counted for 10 s"):
+        await Counter(Idle()).read()
+
+
+async def test_what_is_forgotten_while_it_is_counted_is_counted_again(nursery, autojump_clock):
+    counted = 0
+
+    class Counted:
+        away = None
+
+        async def rows(self, struct, query):
+            nonlocal counted
+            counted += 1
+            await trio.sleep(0.1)
+            return [counted]
+
+    counter = Counter(Counted())
+    nursery.start_soon(counter.run)
+    async with trio.open_nursery() as asking:
+        asking.start_soon(counter.read)
+        await trio.sleep(0.05)
+        counter.forget()
+    assert await counter.read() == 2
