@@ -54,6 +54,11 @@ def is_off(http: Http, keys: KeyRing) -> bool:
     return http.api_key is None and keys.empty
 
 
+def may_stay(scope: Scope, http: Http, keys: KeyRing) -> bool:
+    """Whether the request that was let in a while ago would be let in now, by its key or for want of any."""
+    return is_off(http, keys) or _name_of_key(scope, http.api_key, keys) is not None
+
+
 def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
     """Let through who may pass, and note who it is."""
     # A person who mistypes a key is never stopped; a guesser gets nowhere.

@@ -26,6 +26,8 @@ class KeyRing:
         self._database = database
         self._names: dict[str, str] | None = None
         self._used: dict[str, float] = {}
+        self.changed = trio.Event()
+        """Fired, and replaced, when keys have come or gone: who was let in by one looks whether it still is one."""
         self._stop = trio.Event()
         # One at a time: what was read before a removal must not be taken over after it.
         self._lock = trio.Lock()
@@ -64,6 +66,7 @@ class KeyRing:
             made = await keys.add(self._database, name, actor=actor)
             if self._names is not None:
                 self._names[keys.digest(made.secret.encode())] = name
+                self._tell()
             return made
 
     async def remove(self, name: str, *, actor: str) -> None:
@@ -76,6 +79,7 @@ class KeyRing:
             hash = await keys.remove(self._database, name, actor=actor)
             if self._names is not None:
                 self._names.pop(hash, None)
+                self._tell()
 
     async def renew(self) -> None:
         """Read the keys anew.
@@ -84,7 +88,13 @@ class KeyRing:
             Unavailable: the database is away; what was known stays.
         """
         async with self._lock:
-            self._names = await keys.names_by_hash(self._database)
+            before, self._names = self._names, await keys.names_by_hash(self._database)
+            if self._names != before:
+                self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the keys, then write down now and then which were used, until asked to stop, or cancelled.

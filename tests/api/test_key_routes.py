@@ -48,6 +48,16 @@ def test_a_key_from_its_making_to_its_end(daemon, made):
     assert key["secret"] not in str(trail) + daemon.log.read_text()
 
 
+def test_a_stream_of_events_ends_with_its_key(daemon, made):
+    key = add(made, "watcher")
+    with with_key(daemon, key["secret"]) as watcher, watcher.stream("GET", "/api/runtime/events") as events:
+        lines = events.iter_lines()
+        assert next(lines) == ": bloomd"
+        made.delete("/api/runtime/keys/watcher").raise_for_status()
+        made.post("/api/runtime/llm-tasks", json={"prompt": "not for those who may not see it"}).raise_for_status()
+        assert not any("task.created" in line for line in lines)
+
+
 def test_two_keys_are_valid_at_once(daemon, made):
     old = add(made, "web-2024")
     with with_key(daemon, old["secret"]) as before:

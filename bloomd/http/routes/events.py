@@ -15,6 +15,7 @@ from litestar.params import HeaderParameter, Parameter
 from litestar.types import ASGIApp
 
 from bloomd.errors import Unavailable
+from bloomd.http.access import may_stay
 from bloomd.http.asgi import Receive, Scope, Send
 from bloomd.http.problems import FieldError, Problem
 from bloomd.http.requests import Req, node_of
@@ -94,6 +95,7 @@ class EventStream:
                     nursery.start_soon(_after, self._node.stopping.wait, end)
                     nursery.start_soon(_after, subscription.dropped.wait, end)
                     nursery.start_soon(_after, lambda: self._disconnect(receive), end)
+                    nursery.start_soon(_after, lambda: self._refused(scope), end)
                     await self._stream(subscription, send)
                     end()
         if not (self._writing or self._gone):
@@ -121,6 +123,15 @@ class EventStream:
         with trio.fail_after(STALL_SECONDS):
             await send({"type": "http.response.body", "body": content, "more_body": True})
         self._writing = False
+
+    async def _refused(self, scope: Scope) -> None:
+        """Return when the key that let this reader in is one no longer, or when one is needed from now on."""
+        while True:
+            changed = self._node.keys.changed
+            if not may_stay(scope, self._node.settings.http, self._node.keys):
+                return
+            with trio.move_on_after(KEEPALIVE_SECONDS):  # a reload changes the configured key
+                await changed.wait()
 
     async def _disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
