@@ -89,14 +89,15 @@ async def listing(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response[list[Task]]:
+    """An empty filter is none."""
     page = Page.after(cursor, limit)
     rows = await tasks.listing(
         node_of(request).database,
         page,
         status=status,
-        worker_id=worker_id,
-        context_id=context_id,
-        agent_slug=agent_slug,
+        worker_id=worker_id or None,
+        context_id=context_id or None,
+        agent_slug=agent_slug or None,
     )
     return page_of(rows, page, lambda task: (task.created_at, task.id), request)
 
