@@ -14,7 +14,20 @@ import trio
 
 from bloomd.membridge.agents import Agent
 from bloomd.membridge.polls import PollResult
-from bloomd.runtime import claims, completion, expiry, keys, leases, liveness, queue, releases, stats, tasks, workers
+from bloomd.runtime import (
+    claims,
+    completion,
+    expiry,
+    keys,
+    leases,
+    liveness,
+    queue,
+    releases,
+    stats,
+    tasks,
+    trail,
+    workers,
+)
 from bloomd.runtime.claims import Claim, claim
 from bloomd.runtime.heartbeats import Beat, heartbeat, heartbeat_many
 from bloomd.runtime.leader import CAMPAIGN, Leader, Leadership
@@ -786,6 +799,11 @@ class TestSweeper:
         assert lost.task_status is None
         assert sql("SELECT status FROM llm_tasks") == [("completed",)]
 
+    async def test_only_what_is_under_way_can_be_stranded(self, db, sql, epoch):
+        for status in ("queued", "completed", "failed", "dead", "cancelled"):
+            sql("INSERT INTO llm_tasks (id, prompt, status, updated_at) VALUES (%s, 'x', %s, 1)", status, status)
+        assert await expiry.rescue(db, epoch=epoch) == []
+
     async def test_a_stranded_task_without_attempts_left_is_dead(self, db, leased, sql, epoch):
         sql("UPDATE leases SET status = 'expired'")
         sql("UPDATE llm_tasks SET updated_at = 1, attempts = max_attempts")
@@ -897,3 +915,23 @@ class TestTrail:
         with pytest.raises(psycopg.errors.CheckViolation, match="never"):
             await self.CHANGES[change](db, leased)
         assert sql(self.STATE) == before
+
+    ENTRIES = "INSERT INTO audit_logs (id, action, entity_id, xact, seq) "
+
+    async def test_nothing_is_read_while_something_earlier_may_come(self, db, sql, locked):
+        async def read():
+            return [entry.entity_id for entry in (await trail.after(db, (0, 0))).entries]
+
+        with locked("INSERT INTO audit_logs (id, action, entity_id) VALUES ('1', 'test', 'early')") as other:
+            sql("INSERT INTO audit_logs (id, action, entity_id) VALUES ('2', 'test', 'later')")
+            assert await read() == []
+            other.commit()
+            assert await read() == ["early", "later"]
+
+    async def test_a_page_is_the_earliest_by_transaction_not_by_number(self, db, sql):
+        sql(
+            self.ENTRIES
+            + "SELECT n, 'test', n, CASE WHEN n <= 400 THEN 2 ELSE 1 END, n FROM generate_series(1, 800) AS n"
+        )
+        page = (await trail.after(db, (0, 0))).entries
+        assert [entry.seq for entry in page] == [*range(401, 801), *range(1, 101)]
