@@ -82,6 +82,7 @@ def litestar(node: Node, latency: Latency) -> Litestar:
             title="BLOOM Runtime", version=__version__, path="/api/schema/litestar", render_plugins=[JsonRenderPlugin()]
         ),
         logging_config=None,
+        request_max_body_size=None,  # `bounded` knows the limits; Litestar's own would be 10 MB
     )
     app.state.update({"node": node, "latency": latency, "public_test": config.PublicTest()})
     app.state["openapi"] = schema.describe(app)
