@@ -1,7 +1,7 @@
-"""hypercorn, one server for each bind: so that an address can come or go without the others noticing.
+"""The HTTP service: one server for each bind, so that an address can come or go without the others noticing.
 
 The listening sockets belong to the root of the daemon (`Binds`): they outlive a restart of this service, and while it
-is down the kernel queues connections instead of refusing them. hypercorn closes what it is given, so it gets a
+is down the kernel queues connections instead of refusing them. A server closes what it is given, so it gets a
 duplicate.
 """
 
