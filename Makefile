@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 ARGS   ?=
 
-.PHONY: run test lint check bench lock docs clean
+.PHONY: run test lint check bench soak lock docs clean
 
 run: $(VENV)/.run
 	@exec $(VENV)/bin/bloomd dev $(ARGS)
@@ -22,6 +22,13 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python -m bench $(ARGS)
+
+# The concurrency storm of tests/daemon/test_storm.py for as long as you like, by default ten minutes, with the clients of
+# any seed: make soak SOAK_SECONDS=3600 SOAK_SEED=7
+SOAK_SECONDS ?= 600
+SOAK_SEED    ?= 1
+soak: $(VENV)/.dev
+	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(VENV)/bin/python -m pytest -s tests/daemon/test_storm.py $(ARGS)
 
 # What is made from the settings' model. Tests fail when it is not up to date.
 docs: $(VENV)/.dev
