@@ -41,6 +41,9 @@ RESET_REASON = "what came after the given id cannot be told any more; look at ev
 # Between two looks at the trail, however much happens: nobody reads faster, and the database has other work.
 PAUSE_SECONDS = 0.02
 
+# And so much more for each reader: to write to one takes some tenths of it, and the event loop has other work, too.
+PAUSE_PER_READER_SECONDS = 0.001
+
 # Of those who come, and those who read what they missed, so many ask the database at once: the pool is for the work.
 PLACES = 2
 
@@ -122,8 +125,8 @@ class Feed:
                 await self._wanted.wait()
                 continue
             found = await self._read(self._recent)
+            await trio.sleep(PAUSE_SECONDS + PAUSE_PER_READER_SECONDS * self.subscribers)
             if found.complete:
-                await trio.sleep(PAUSE_SECONDS)
                 with trio.move_on_after(patience.after(found)):
                     await changes.wait()
 

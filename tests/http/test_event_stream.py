@@ -11,6 +11,7 @@ from bloomd.http.routes.events import KEEPALIVE_SECONDS, STALL_SECONDS, EventStr
 from bloomd.runtime import trail
 from bloomd.runtime.events import TYPES, Feed
 from bloomd.runtime.wakeups import Wakeups
+from bloomd.settings.model import Http
 
 
 class Client:
@@ -44,13 +45,28 @@ class Client:
         return self.sent[-1][1].get("more_body") is False
 
 
+def node_on(database):
+    """What a stream sees of a node, to which no key is needed."""
+    wakeups = Wakeups(database)
+    return SimpleNamespace(
+        database=database,
+        wakeups=wakeups,
+        feed=Feed(database, wakeups, kept_bytes=20_000),
+        stopping=trio.Event(),
+        settings=SimpleNamespace(http=Http()),
+        keys=SimpleNamespace(empty=True, changed=trio.Event()),
+    )
+
+
+def scope(*, head=False):
+    return {"state": {"head": head}, "headers": []}
+
+
 @pytest.fixture
 async def node(nursery):
-    database = Trail()
-    wakeups = Wakeups(database)
-    feed = Feed(database, wakeups, kept_bytes=20_000)
-    await nursery.start(feed.run)
-    return SimpleNamespace(feed=feed, stopping=trio.Event(), database=database, wakeups=wakeups)
+    made = node_on(Trail())
+    await nursery.start(made.feed.run)
+    return made
 
 
 @pytest.fixture
@@ -60,7 +76,7 @@ def open_stream(node, nursery):
 
         async def run():
             stream = EventStream(node, after=None, types=types, entity_id=None)
-            await stream({"state": {"head": head}}, client.receive, client.send)
+            await stream(scope(head=head), client.receive, client.send)
             client.ended.set()
 
         nursery.start_soon(run)
@@ -154,6 +170,14 @@ async def test_it_ends_when_the_client_goes(autojump_clock, node, open_stream):
     assert node.feed.subscribers == 0
 
 
+async def test_it_ends_when_a_key_is_needed_that_it_has_not(autojump_clock, node, open_stream):
+    client = await open_stream()
+    node.keys.empty = False
+    node.keys.changed.set()
+    await client.ended.wait()
+    assert client.finished
+
+
 async def test_who_takes_nothing_for_long_is_let_go(autojump_clock, node, open_stream):
     client = await open_stream()
     client.reads = trio.Event()
@@ -186,9 +210,9 @@ async def test_a_database_that_goes_away_while_one_catches_up_ends_the_stream(au
     database, client = Trail(), Client()
     database.write(times=3)
     database.fails = lambda query: query == trail.ENTRIES
-    node = SimpleNamespace(feed=Feed(database, Wakeups(database)), stopping=trio.Event())
+    node = node_on(database)
     stream = EventStream(node, after=database.ids[0], types=TYPES, entity_id=None)
-    await stream({"state": {"head": False}}, client.receive, client.send)
+    await stream(scope(), client.receive, client.send)
     assert client.finished
     assert "event:" not in client.text
 
@@ -196,8 +220,8 @@ async def test_a_database_that_goes_away_while_one_catches_up_ends_the_stream(au
 async def test_without_a_database_there_is_no_stream(autojump_clock):
     database, client = Trail(), Client()
     database.fails = lambda query: True
-    node = SimpleNamespace(feed=Feed(database, Wakeups(database)), stopping=trio.Event())
+    node = node_on(database)
     with pytest.raises(Unavailable):
-        await EventStream(node, after=None, types=TYPES, entity_id=None)({}, client.receive, client.send)
+        await EventStream(node, after=None, types=TYPES, entity_id=None)(scope(), client.receive, client.send)
     assert client.sent == []
     assert node.feed.subscribers == 0

@@ -1,7 +1,8 @@
 """What happens, as it happens: Server-Sent Events for any number of readers.
 
-One stream has a task that writes and three that watch for its end: the client goes, the daemon stops, or the feed has
-dropped this reader. Whatever comes first cancels the writing, also one that hangs because nobody reads.
+One stream has a task that writes and others that watch for its end: the client goes, the key that let it in is removed,
+the daemon stops, or the feed has dropped this reader. Whatever comes first cancels the writing, also one that hangs
+because nobody reads.
 """
 
 from collections.abc import Awaitable, Callable, Collection
