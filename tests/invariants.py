@@ -278,17 +278,19 @@ TRAIL = {
           FROM step
          WHERE (action = 'worker.registered') <> (coalesce(was, 'removed') = 'removed')""",
     "7: a worker held back otherwise than its trail says": """
-        SELECT workers.id, cordoned, draining, said.action
+        SELECT workers.id, cordoned, draining, said.actions
           FROM workers
-          LEFT JOIN LATERAL (SELECT action
+          LEFT JOIN LATERAL (SELECT max(seq) AS free_since
                                FROM audit_logs
                               WHERE entity_id = workers.id
-                                AND action IN ('worker.registered', 'worker.cordoned', 'worker.draining',
-                                               'worker.uncordoned')
-                              ORDER BY seq DESC
-                              LIMIT 1) AS said ON true
-         WHERE (cordoned, draining) <> (coalesce(said.action = 'worker.cordoned', false),
-                                        coalesce(said.action = 'worker.draining', false))""",
+                                AND action IN ('worker.registered', 'worker.uncordoned')) AS trail ON true
+          LEFT JOIN LATERAL (SELECT coalesce(array_agg(action), '{}') AS actions
+                               FROM audit_logs
+                              WHERE entity_id = workers.id
+                                AND action IN ('worker.cordoned', 'worker.draining')
+                                AND seq > free_since) AS said ON true
+         WHERE cordoned <> ('worker.cordoned' = ANY (said.actions))
+            OR draining <> ('worker.draining' = ANY (said.actions))""",
     "7: a queue paused otherwise than its trail says": """
         SELECT paused
           FROM queue_state
