@@ -122,8 +122,6 @@ class Connection:
     def close(self) -> None:
         """Close the socket. Whoever reads or writes it stops."""
         self._idle.remove(self)
-        with suppress(OSError):
-            self._stream.socket.shutdown(socket.SHUT_WR)
         self._stream.socket.close()
 
     async def _read(self) -> None:

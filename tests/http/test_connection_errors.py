@@ -96,6 +96,18 @@ async def test_an_error_of_the_application_is_a_500():
         assert await client.rest() == b""
 
 
+async def test_an_error_after_the_answer_harms_nobody():
+    async def app(scope, receive, send):
+        await echo(scope, receive, send)
+        raise RuntimeError("a bug")
+
+    async with serving(app) as server:
+        client = await server.connect()
+        for _ in range(3):
+            await client.send(GET)
+            assert (await client.answer())[0] == 200
+
+
 @pytest.mark.parametrize("length", [[], [(b"content-length", b"9")]], ids=["chunked", "with a length"])
 async def test_an_answer_that_fails_halfway_is_broken_off(length):
     async def app(scope, receive, send):
