@@ -1,6 +1,7 @@
 """One real daemon for all tests of the API, on a database that each test finds empty."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import httpx
@@ -16,14 +17,26 @@ TRUNCATE llm_tasks, leases, workers, runtime_artifacts, llm_results, audit_logs,
 
 
 @pytest.fixture(scope="session")
-def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
-    url = postgres_server.create_database()
-    bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, http__max_body_bytes=100_000)
-    bloomd.configure()
-    bloomd.migrate()
-    with bloomd:
+def start(postgres_server: PostgresServer) -> Callable[[], AbstractContextManager[Bloomd]]:
+    """Start a daemon on a database of its own, for as long as a block lasts."""
+
+    @contextmanager
+    def start() -> Iterator[Bloomd]:
+        url = postgres_server.create_database()
+        bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, http__max_body_bytes=100_000)
+        bloomd.configure()
+        bloomd.migrate()
+        with bloomd:
+            yield bloomd
+            assert bloomd.stop() == 0
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def daemon(start: Callable[[], AbstractContextManager[Bloomd]]) -> Iterator[Bloomd]:
+    with start() as bloomd:
         yield bloomd
-        assert bloomd.stop() == 0
 
 
 @pytest.fixture

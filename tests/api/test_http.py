@@ -7,6 +7,13 @@ import httpx
 import pytest
 
 
+@pytest.fixture(scope="module")
+def daemon(start):
+    """Of its own: so many are refused here that the limit of failed attempts would be reached for others."""
+    with start() as bloomd:
+        yield bloomd
+
+
 def raw(daemon, data, *, wait=5.0):
     """Send bytes as they are; everything that comes back until the server closes or says no more."""
     with socket.create_connection(("127.0.0.1", daemon.port)) as connection:

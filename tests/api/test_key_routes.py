@@ -6,6 +6,13 @@ import httpx
 import pytest
 
 
+@pytest.fixture(scope="module")
+def daemon(start):
+    """Of its own: so many are refused here and elsewhere that the limit of failed attempts would be reached."""
+    with start() as bloomd:
+        yield bloomd
+
+
 @pytest.fixture
 def made(daemon, api):
     """The client, with no named keys before the test and none after it."""
