@@ -41,6 +41,9 @@ FAR = 4_102_444_800_000
 MANY = "abcdefgh"
 """Names of workers and tasks, of which `a` comes first."""
 
+SHUFFLED = "dgbahcfe"
+"""Whose task each of them is: `a` comes neither first nor last when workers are taken as the tasks come."""
+
 LEASE = "INSERT INTO leases (id, task_id, worker_id, expires_at, ttl_seconds, status) VALUES (%s, %s, %s, %s, 300, %s)"
 """A lease as a hand in psql makes one."""
 
@@ -70,12 +73,12 @@ async def leased(db, new_task, new_worker):
 
 @pytest.fixture
 async def fleet(sql, new_worker):
-    """Tasks a to h, leased to workers h to a: whoever takes the workers as the tasks come takes them the wrong way."""
+    """Tasks a to h, leased to workers that are not in this order."""
     for name in MANY:
         await new_worker(name)
     sql("UPDATE workers SET alive_at = 1, status = 'offline'")
     sql(f"INSERT INTO llm_tasks (id, prompt) SELECT unnest(string_to_array('{','.join(MANY)}', ',')), 'x'")
-    for name, worker in zip(MANY, reversed(MANY), strict=True):
+    for name, worker in zip(MANY, SHUFFLED, strict=True):
         sql(LEASE, f"lease-{name}", name, worker, FAR, "active")
     sql("UPDATE llm_tasks SET status = 'leased', lease_id = 'lease-' || id")
 
@@ -328,6 +331,14 @@ class TestTimes:
         assert sql(ready, id) == [(False,)]
         assert sql("SELECT retry_at > updated_at + 300000 FROM llm_tasks WHERE id = %s", id) == [(True,)]
 
+    async def test_a_claimed_lease_never_outlasts_its_deadline(self, db, new_task, new_worker, sql):
+        await new_worker()
+        await new_task()
+        [got] = await claim(db, Claim("w1", ttl_seconds=3600), actor="test")
+        assert got.lease.expires_at == got.lease.deadline_at
+        beaten = await heartbeat(db, got.task.id, Beat(), actor="test")
+        assert beaten.expires_at == got.lease.deadline_at
+
     @pytest.mark.parametrize("column", ["not_before", "retry_at"])
     async def test_a_claim_goes_by_the_clock_not_by_ready(self, db, new_task, new_worker, sql, column):
         await new_worker()
@@ -411,6 +422,14 @@ class TestLease:
             assert (await leases.lease(db, task.id, worker_id="w2", actor="test")).worker.id == "w2"
         with pytest.raises(NoWorker):
             await leases.lease(db, (await new_task()).id, worker_id="w2", actor="test")
+
+    async def test_the_one_that_the_task_is_pinned_to(self, db, new_task, new_worker):
+        await new_worker("w1", max_concurrency=8)
+        await new_worker("w2")
+        first, second = [await new_task(pinned_worker_id="w2") for _ in range(2)]
+        assert (await leases.lease(db, first.id, actor="test")).worker.id == "w2"
+        with pytest.raises(NoWorker):
+            await leases.lease(db, second.id, actor="test")
 
     async def test_the_freest_then_the_liveliest(self, db, new_task, new_worker, sql):
         for name, room, heard in (("w1", 1, 9), ("w2", 2, 1), ("w3", 2, 2), ("w4", 2, None)):
@@ -531,6 +550,7 @@ class TestClaim:
         assert got == [[]]
         assert sql("SELECT status FROM llm_tasks") == [("queued",)]
 
+    @pytest.mark.parametrize("sessions", [False, True])
     @pytest.mark.parametrize(
         ("task", "called"),
         [
@@ -542,11 +562,12 @@ class TestClaim:
         ],
         ids=["the one that waits longest", "by its labels", "by no labels", "by its pin", "none that is cordoned"],
     )
-    async def test_who_is_called_for_a_task(self, db, new_task, new_worker, sql, task, called):
+    async def test_who_is_called_for_a_task(self, db, new_task, new_worker, sql, task, called, sessions):
         await new_worker("w1", labels=["gpu"])
         for name in ("w2", "w3", "w4", "w5"):
             await new_worker(name)
         sql("UPDATE workers SET cordoned = true WHERE id = 'w5'")
+        sql("UPDATE workers SET capabilities = capabilities || %s", json.dumps({"sessions": sessions}))
 
         async def those_called():
             waiting = json.dumps([{"id": name, "labels": None} for name in ("w5", "w4", "w3", "w2", "w1")])
@@ -557,6 +578,47 @@ class TestClaim:
         assert await those_called() == called
         await queue.pause(db, actor="test")
         assert await those_called() == set()
+
+    async def test_nobody_with_sessions_is_called_out_of_turn(self, db, new_task, new_worker, sql):
+        await new_worker("w1")
+        await leases.lease(db, (await new_task(context_id="c")).id, actor="test")
+        await new_worker("w2")
+        sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
+        await new_task(context_id="c")
+        waiting = json.dumps([{"id": "w2", "labels": None}])
+        assert await db.rows(tasks.Id, claims.COULD_CLAIM, waiting=waiting, many=64) == []
+
+    async def test_what_it_leaves_is_offered_to_the_others(self, db, new_task, new_worker):
+        await new_worker(max_concurrency=2, labels=["gpu"])
+        for labels in ([], ["gpu"]):
+            await new_task(labels=labels)
+        offers = []
+        db.on_offer = lambda: offers.append(1)
+        for expected in ([1], [1]):
+            assert len(await claim(db, Claim("w1"), actor="test")) == 1
+            assert offers == expected
+
+    async def test_turns_are_waited_for_in_order(self, db, conninfo, new_task, new_worker, held, sql):
+        """By the hash of the context, of which that of `a` is the first; whoever waits for it holds no other."""
+        for name in ("w1", "w2", "w3"):
+            await new_worker(name, max_concurrency=8)
+        sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
+        for context in reversed(MANY):
+            await new_task(context_id=context)
+
+        async def ask():
+            assert len(await claim(db, Claim("w1", 8), actor="test")) == len(MANY) - 1
+
+        def turns(worker, contexts):
+            return (
+                "INSERT INTO leases (id, task_id, worker_id, expires_at, ttl_seconds, context_id, serial) "
+                f"SELECT name, name, '{worker}', {FAR}, 300, name, true FROM string_to_table('{contexts}', ',') AS name"
+            )
+
+        async with held(turns("w2", "a"), ask):
+            with psycopg.connect(conninfo, options="-c lock_timeout=5000") as other:
+                other.execute(turns("w3", ",".join(MANY[1:])).encode())
+                other.rollback()
 
 
 class TestFencing:
