@@ -17,11 +17,11 @@ TRUNCATE llm_tasks, leases, workers, runtime_artifacts, llm_results, audit_logs,
 
 
 @pytest.fixture(scope="session")
-def start(postgres_server: PostgresServer) -> Callable[[], AbstractContextManager[Bloomd]]:
+def start_daemon(postgres_server: PostgresServer) -> Callable[[], AbstractContextManager[Bloomd]]:
     """Start a daemon on a database of its own, for as long as a block lasts."""
 
     @contextmanager
-    def start() -> Iterator[Bloomd]:
+    def started() -> Iterator[Bloomd]:
         url = postgres_server.create_database()
         bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, http__max_body_bytes=100_000)
         bloomd.configure()
@@ -30,12 +30,12 @@ def start(postgres_server: PostgresServer) -> Callable[[], AbstractContextManage
             yield bloomd
             assert bloomd.stop() == 0
 
-    return start
+    return started
 
 
 @pytest.fixture(scope="session")
-def daemon(start: Callable[[], AbstractContextManager[Bloomd]]) -> Iterator[Bloomd]:
-    with start() as bloomd:
+def daemon(start_daemon: Callable[[], AbstractContextManager[Bloomd]]) -> Iterator[Bloomd]:
+    with start_daemon() as bloomd:
         yield bloomd
 
 

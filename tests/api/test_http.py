@@ -8,9 +8,9 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def daemon(start):
+def daemon(start_daemon):
     """Of its own: so many are refused here that the limit of failed attempts would be reached for others."""
-    with start() as bloomd:
+    with start_daemon() as bloomd:
         yield bloomd
 
 
