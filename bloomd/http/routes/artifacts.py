@@ -19,7 +19,7 @@ from bloomd.runtime import artifacts, uploads
 from bloomd.runtime.artifacts import Content
 from bloomd.runtime.model import Artifact
 from bloomd.runtime.pages import Page
-from bloomd.runtime.refusals import NotFound
+from bloomd.runtime.refusals import NotFound, Refusal
 from bloomd.runtime.uploads import NewArtifact
 
 log = structlog.stdlib.get_logger(__name__)
@@ -88,9 +88,13 @@ async def upload(
     """The body is the content, of any Content-Type. 200 when the same content was uploaded under this name before."""
     content_type = request.headers.get("content-type")
     said = {"lease_id": lease_id, "name": name, "type": type, "tags": tag or [], "content_type": content_type}
-    done = await uploads.upload(
-        node_of(request).database, convert(said, NewArtifact), in_pieces(request), actor=actor(request)
-    )
+    body = in_pieces(request)
+    try:
+        done = await uploads.upload(node_of(request).database, convert(said, NewArtifact), body, actor=actor(request))
+    except Refusal:
+        async for _ in body:  # who is still sending would not hear why
+            pass
+        raise
     return Json(done.artifact, status_code=201 if done.new else 200)
 
 
