@@ -1,7 +1,7 @@
 """One real daemon for all tests of the API, on a database that each test finds empty."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -42,8 +42,11 @@ def daemon(start_daemon: Callable[[], AbstractContextManager[Bloomd]]) -> Iterat
 @pytest.fixture
 def api(daemon: Bloomd) -> httpx.Client:
     with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
-        connection.execute(EMPTY)
-    return daemon.http
+        # The daemon works meanwhile: its statements lock some of the tables in another order.
+        while True:
+            with suppress(psycopg.errors.DeadlockDetected):
+                connection.execute(EMPTY)
+                return daemon.http
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ async def upload(
     try:
         done = await uploads.upload(node_of(request).database, convert(said, NewArtifact), body, actor=actor(request))
     except Refusal:
-        async for _ in body:  # who is still sending would not hear why
+        while await body():  # who is still sending would not hear why
             pass
         raise
     return Json(done.artifact, status_code=201 if done.new else 200)
