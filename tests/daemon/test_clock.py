@@ -73,8 +73,10 @@ class Scene:
         for worker in ("busy", "quiet"):
             self.register(worker)
         self.leases: dict[str, dict[str, Any]] = {}
-        self.tasks = {name: self.create() for name in ("leased", "running", "short", "claimed", "given back")}
-        self.tasks["last"] = self.create(max_attempts=1)
+        # They are for one worker, so that who waits for something else never gets them.
+        names = ("leased", "running", "short", "claimed", "given back")
+        self.tasks = {name: self.create(pinned_worker_id="busy") for name in names}
+        self.tasks["last"] = self.create(pinned_worker_id="busy", max_attempts=1)
         for name in ("leased", "running", "last"):
             self.leases[name] = self.lease(name)
         self.leases["short"] = self.lease("short", ttl_seconds=5)
@@ -85,7 +87,7 @@ class Scene:
             self.ask(f"llm-tasks/{self.tasks[name]}/heartbeat")
         back = {"lease_id": self.leases.pop("given back")["id"], "retry_after_seconds": 600}
         assert self._http.post("/api/runtime/leases/release", json=[back]).json()[0]["ok"]
-        self.tasks["later"] = self.create(not_before=clock.now + HOUR // 2)
+        self.tasks["later"] = self.create(pinned_worker_id="busy", not_before=clock.now + HOUR // 2)
         self.ask("queue", paused=True, until=clock.now + HOUR // 2, reason="lunch")
 
     def ask(self, path: str, /, **body: Any) -> Any:
