@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, Self
 
@@ -50,6 +51,8 @@ WORKERS = {
     "sleeper": {"max_concurrency": 8, "labels": []},
 }
 BUSY = ("w0", "w1", "w2", "w3", "w4", "w5")
+
+DONE = {"cancel": "task.cancelled", "requeue": "task.requeued"}
 
 
 class Unknown(Exception):
@@ -423,6 +426,37 @@ async def usurp(storm: Storm, chance: Random, _: int) -> None:
             storm.ledger.violations.append(f"task {one.task_id} took the lease of another one: {answer.text}")
 
 
+async def race(storm: Storm, chance: Random, _: int) -> None:
+    """A new task is leased, cancelled and queued again by many at the same moment."""
+    body = new_task(chance) | {"agent_slug": chance.choice(["bulk", "single"])}
+    task = (await storm.ask(chance, "POST", "/llm-tasks", body)).json()["id"]
+    storm.ledger.created.add(task)
+
+    async def lease() -> None:
+        answer = await storm.ask(chance, "POST", f"/llm-tasks/{task}/lease", {"ttl_seconds": TTL_SECONDS})
+        if answer.status_code == 201:
+            await complete(storm, chance, storm.ledger.lease(answer.json()["lease"]))
+
+    async def say(word: str) -> None:
+        answer = await storm.ask(chance, "POST", f"/llm-tasks/{task}/{word}")
+        if answer.status_code == 200:
+            storm.ledger.done[DONE[word], task] += 1
+
+    async def cancel_in_bulk() -> None:
+        if body["agent_slug"] == "bulk":
+            await storm.ask(chance, "POST", "/llm-tasks/cancel", {"filter": {"agent_slug": "bulk"}})
+
+    async def attempt(act: Callable[[], Awaitable[None]]) -> None:
+        with suppress(Unknown):
+            await act()
+
+    acts = [lease, lease, partial(say, "cancel"), partial(say, "cancel"), partial(say, "requeue"), cancel_in_bulk] * 2
+    chance.shuffle(acts)
+    async with trio.open_nursery() as nursery:
+        for act in acts:
+            nursery.start_soon(attempt, act)
+
+
 async def meddle(storm: Storm, chance: Random, _: int) -> None:
     """Cancel a task, queue one again, or look at one."""
     if not storm.recent:
@@ -434,7 +468,7 @@ async def meddle(storm: Storm, chance: Random, _: int) -> None:
         return
     answer = await storm.ask(chance, "POST", f"/llm-tasks/{task}/{word}")
     if answer.status_code == 200:
-        storm.ledger.done[{"cancel": "task.cancelled", "requeue": "task.requeued"}[word], task] += 1
+        storm.ledger.done[DONE[word], task] += 1
 
 
 async def meddle_in_bulk(storm: Storm, chance: Random, _: int) -> None:
@@ -512,6 +546,7 @@ CLIENTS: list[tuple[Callable[[Storm, Random, int], Awaitable[None]], int, tuple[
     (create, 6, (0.0, 0.4)),
     (claim, 18, (0.0, 0.2)),
     (take_one, 8, (0.0, 0.2)),
+    (race, 3, (0.0, 0.3)),
     (usurp, 2, (0.0, 0.3)),
     (meddle, 4, (0.0, 0.3)),
     (meddle_in_bulk, 1, (0.5, 1.5)),
