@@ -1,6 +1,7 @@
 """What the database has to say of the queue: its rows, its audit trail, and which invariants are broken."""
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -50,8 +51,12 @@ class Witness:
         self._last_entry = 0
 
     def empty(self) -> None:
-        """Forget everything."""
-        self._connection.execute(EMPTY)
+        """Forget everything. The daemon works meanwhile: its statements lock some of the tables in another order."""
+        emptied = False
+        while not emptied:
+            with suppress(psycopg.errors.DeadlockDetected):
+                self._connection.execute(EMPTY)
+                emptied = True
         [(self._last_entry,)] = self._connection.execute("SELECT nextval('audit_logs_seq')")
 
     def rows(self) -> dict[str, dict[str, Json]]:
