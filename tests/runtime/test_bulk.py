@@ -273,14 +273,16 @@ async def test_a_task_that_went_on_is_left_alone(db, sql, held, fill):
 @pytest.mark.usefixtures("small")
 async def test_whatever_ends_it_half_way_the_entry_is_right(db, sql, fill, moves):
     fill(400)
-    chance = random.Random(3)
-    ended_early = 0
-    for _ in range(40):
-        with trio.move_on_after(chance.uniform(0.001, 0.1)) as scope:
+    seconds, ended_early = 0.001, 0
+    while True:
+        with trio.move_on_after(seconds) as scope:
             await bulk.run(db, REQUEUE, TaskFilter(status="failed"), actor="me")
-        ended_early += scope.cancelled_caught
         counted = [entry["changed"] for entry in recorded(sql, "tasks.requeued")]
         assert sum(counted) == moves("queued") == statuses(sql).get("queued", 0)
+        if not scope.cancelled_caught:
+            break
+        ended_early += 1
+        seconds *= 1.2
     assert ended_early >= 3
     await bulk.run(db, REQUEUE, TaskFilter(status="failed"), actor="me")
     assert statuses(sql) == {"queued": 400}
