@@ -21,7 +21,7 @@ ttls = mostly(None, 5, 30)
 some_labels = mostly([], ["gpu"], ["gpu", "eu"])
 new_tasks = st.fixed_dictionaries(
     {
-        "context_id": mostly("", "A", "B"),
+        "context_id": st.sampled_from(["", "", "A", "A", "B"]),
         "priority": st.integers(0, 2),
         "labels": some_labels,
         "pinned_worker_id": mostly(None, *NAMES),

@@ -217,8 +217,11 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     # Workers: they get tasks.
 
-    @rule(target=leases, task=tasks, name=st.none() | names, ttl=ttls)
-    def lease(self, task: str, name: str | None, ttl: int | None) -> Any:
+    @rule(target=leases, task=tasks, queued=st.booleans(), name=st.none() | names, ttl=ttls)
+    def lease(self, task: str, queued: bool, name: str | None, ttl: int | None) -> Any:
+        """`queued`: if the task is not, then the first that is."""
+        if queued and self.model.tasks[task].status != "queued":
+            task = next((other.id for other in self.model.tasks.values() if other.status == "queued"), task)
         answer = self.post(f"/llm-tasks/{task}/lease", {"worker_id": name, "ttl_seconds": ttl})
         id = answer.json().get("lease", {}).get("id", "")
         lease = agree(answer, lambda: self.model.lease(task, name, ttl, id), status=201)
