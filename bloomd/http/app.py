@@ -1,8 +1,10 @@
 """The application: the rooms that a request passes, and Litestar with its routes at the end of them."""
 
+from collections.abc import Iterable, Iterator
 from typing import cast
 
-from litestar import Litestar
+from litestar import Litestar, Response
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
@@ -13,7 +15,8 @@ from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.bodies import bounded
 from bloomd.http.latency import Latency
 from bloomd.http.observe import observed
-from bloomd.http.problems import answer
+from bloomd.http.openapi import describe
+from bloomd.http.problems import allow, answer
 from bloomd.http.routes import (
     artifacts,
     audit,
@@ -73,9 +76,27 @@ def max_body_bytes(scope: Scope, http: Http) -> int:
     return http.max_artifact_bytes if artifacts.is_upload(scope) else http.max_body_bytes
 
 
+def _options(handlers: Iterable[HTTPRouteHandler]) -> Iterator[HTTPRouteHandler]:
+    """A handler of OPTIONS for each path: Litestar's own tells only the method that comes first."""
+    methods: dict[str, set[str]] = {}
+    for handler in handlers:
+        for path in handler.paths:
+            methods.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
+    for path, taken in methods.items():
+        yield _options_of(path, allow(taken))
+
+
+def _options_of(path: str, allowed: str) -> HTTPRouteHandler:
+    async def options() -> Response[None]:
+        return Response(None, headers={"allow": allowed})
+
+    return HTTPRouteHandler(path, http_method="OPTIONS", status_code=204, include_in_schema=False)(options)
+
+
 def litestar(node: Node, latency: Latency) -> Litestar:
+    handlers = [handler for resource in RESOURCES for handler in resource.HANDLERS]
     app = Litestar(
-        [handler for resource in RESOURCES for handler in resource.HANDLERS],
+        [*_options(handlers), *handlers],
         response_class=Json,
         exception_handlers={Exception: answer},
         openapi_config=OpenAPIConfig(
@@ -85,5 +106,5 @@ def litestar(node: Node, latency: Latency) -> Litestar:
         request_max_body_size=None,  # `bounded` knows the limits; Litestar's own would be 10 MB
     )
     app.state.update({"node": node, "latency": latency, "public_test": config.PublicTest()})
-    app.state["openapi"] = schema.describe(app)
+    app.state["openapi"] = describe(app)
     return app

@@ -20,6 +20,9 @@ T = TypeVar("T")
 # A client that sends nothing of its body for this long is not sending it.
 STALL_SECONDS = 30.0
 
+# Up to here a float is exact, so `60.0` is the integer that JSON Schema, and a client in JavaScript, take it for.
+MAX_EXACT = float(1 << 53)
+
 _JSON = re.compile(r"application/(json|[\w.-]+\+json)\s*(;|$)", re.IGNORECASE)
 
 
@@ -105,12 +108,21 @@ async def read_json(request: Request[Any, Any, Any]) -> Any:
     if not _JSON.match(content_type):
         raise Problem(415, f"The body must be application/json, not {content_type or 'without a content type'}")
     try:
-        value = msgspec.json.decode(body)
+        value = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"The body is not valid JSON: {error}", type="malformed") from error
     if rb"\u0000" in body and (holding := next(_with_nul(value, ""), None)) is not None:
         raise invalid([FieldError(holding, "a NUL character cannot be stored")])
     return value
+
+
+def _number(text: str) -> int | float:
+    """A number that is written with a point or an exponent; an integer when it is one."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) <= MAX_EXACT else number
+
+
+_decoder = msgspec.json.Decoder(float_hook=_number)
 
 
 async def _whole(request: Request[Any, Any, Any]) -> bytes:

@@ -1,6 +1,6 @@
 """Errors as clients see them: RFC 9457 problem+json, with `error` repeating `detail` for older clients."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -106,12 +106,18 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     return Response(problem.content, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
 
 
+def allow(methods: Collection[str]) -> str:
+    """The Allow header of a path with these methods. Where there is GET there is HEAD."""
+    return ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
+
+
 def _of_litestar(error: HTTPException) -> Problem:
     status = error.status_code
     if status == 404:
         return Problem(404, "There is no such path; GET /api/schema lists what there is")
     if status == 405:
-        return Problem(405, "This path does not take this method; see the Allow header", headers=error.headers)
+        headers = {"allow": allow((error.headers or {}).get("allow", "").split(", "))}
+        return Problem(405, "This path does not take this method; see the Allow header", headers=headers)
     extra = cast("list[dict[str, Any]]", error.extra) if isinstance(error.extra, list) else []
     errors = [FieldError(str(item.get("key", "")), str(item.get("message", ""))) for item in extra]
     detail = "; ".join(f"{item.field}: {item.message}" for item in errors) or error.detail

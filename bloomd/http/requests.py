@@ -9,6 +9,7 @@ from litestar.params import Parameter
 
 from bloomd.http.access import Caller
 from bloomd.http.answers import Json
+from bloomd.http.problems import FieldError, Problem
 from bloomd.node import Node
 from bloomd.runtime.pages import Page
 
@@ -16,7 +17,12 @@ Row = TypeVar("Row")
 Req = Request[Any, Any, Any]
 
 Limit = Annotated[int, Parameter(ge=1, le=1000, description="How many, at the most.")]
-Cursor = Annotated[str | None, Parameter(description="Of the page to give: from the Link header of the one before.")]
+Cursor = Annotated[
+    str | None,
+    Parameter(
+        description="Of the page to give: from the Link header of the one before.", schema_extra={"format": "cursor"}
+    ),
+]
 
 
 def node_of(request: Req) -> Node:
@@ -30,6 +36,19 @@ def caller(request: Req) -> Caller:
 def actor(request: Req) -> str:
     """The name for the audit log."""
     return caller(request).actor
+
+
+def chosen(name: str, value: Row | None, request: Req) -> Row | None:
+    """A filter of the query, of one of some words; None without it.
+
+    Raises:
+        Problem: 400, it is `null`, which Litestar takes for none.
+    """
+    if value is None and name in request.query_params:
+        raise Problem(
+            400, f"{name}: 'null' is none of them", type="invalid", errors=[FieldError(name, "cannot be null")]
+        )
+    return value
 
 
 def page_of(

@@ -1,7 +1,5 @@
 """How much of everything there is: a snapshot, at most a second old, that any number of askers share."""
 
-from typing import Any
-
 import msgspec
 import trio
 
@@ -74,14 +72,6 @@ class Stats(msgspec.Struct, frozen=True):
     pause_reason: str | None
     at: int
     """When this was counted, by the database's clock."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The answer of `GET /stats`."""
-        return {
-            "tasks": {"total": sum(self.by_status.values()), "by_status": self.by_status},
-            "leases": {"total": self.leases, "active": self.active_leases},
-            "workers": {"total": self.workers, "online": self.workers_online},
-        }
 
 
 async def add_up(database: Database, *, epoch: int) -> None:

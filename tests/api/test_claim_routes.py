@@ -123,7 +123,7 @@ def test_who_hangs_up_gets_no_task(api, daemon, create, register):
         ("/leases/heartbeat", [], 400, "An array of 1 to 500 is expected, not of 0"),
         ("/leases/heartbeat", [{}], 400, "[0].lease_id: is required"),
         ("/leases/heartbeat", [{"lease_id": "x", "progress": 101}], 400, "[0].progress: "),
-        ("/leases/complete", [{"status": "success"}], 400, "[0].lease_id: is required here"),
+        ("/leases/complete", [{"status": "success"}], 400, "[0].lease_id: is required"),
         ("/leases/complete", [{"lease_id": "x"}], 400, "[0].status: is required"),
         ("/leases/release", {"lease_id": "x"}, 400, "array"),
         ("/queue", {}, 400, "paused: is required"),

@@ -85,6 +85,9 @@ def test_authentication_comes_before_the_body(daemon, api):
         (b'{"prompt": "x", "policy": null}', "application/json", 400),
         (b'{"prompt": "x", "not_before": 1e400}', "application/json", 400),
         (b'{"prompt": "x", "context_id": "' + b"c" * 513 + b'"}', "application/json", 400),
+        (b'{"prompt": "x", "max_attempts": 2.5}', "application/json", 400),
+        (b'{"prompt": "x", "max_attempts": 1e30}', "application/json", 400),
+        (b'{"prompt": "x", "max_attempts": 2.0, "policy": {"timeout_sec": 6e1}}', "application/json", 201),
         (b'{"prompt": "x", "unknown": 1}', "application/json; charset=utf-8", 201),
         (b'{"prompt": "x"}', "application/vnd.api+json", 201),
     ],
@@ -121,6 +124,10 @@ def test_a_body_without_a_length_is_limited_too(api):
         ("GET", "/api/runtime/llm-tasks/a%00b", 400),
         ("GET", "/api/runtime/llm-tasks?worker_id=a%00b", 400),
         ("GET", "/api/runtime/audit?since=x", 400),
+        ("GET", "/api/runtime/audit?since=-1", 400),
+        ("GET", "/api/runtime/llm-tasks?status=null", 400),
+        ("GET", "/api/runtime/leases?status=null", 400),
+        ("GET", "/api/runtime/workers?status=null", 400),
     ],
 )
 def test_paths_and_methods(api, method, path, status):
@@ -128,6 +135,21 @@ def test_paths_and_methods(api, method, path, status):
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     if status == 405:
         assert "GET" in answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/api/runtime/llm-tasks", "GET, HEAD, OPTIONS, POST"),
+        ("/api/runtime/workers/w1", "DELETE, GET, HEAD, OPTIONS"),
+        ("/api/runtime/leases/claim", "OPTIONS, POST"),
+    ],
+)
+def test_all_methods_of_a_path_are_told(api, path, methods):
+    asked = api.options(path)
+    assert (asked.status_code, asked.content, asked.headers["allow"]) == (204, b"", methods)
+    refused = api.patch(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, methods)
 
 
 @pytest.mark.parametrize("path", ["/api/runtime/health", "/api/runtime/stats", "/api/runtime/llm-tasks", "/metrics"])
@@ -225,7 +247,7 @@ def test_the_schema_names_every_route_and_body(api):
     assert document["openapi"].startswith("3.1")
     create = document["paths"]["/api/runtime/llm-tasks"]["post"]
     assert "NewTask" in json.dumps(create["requestBody"])
-    assert "ProblemDetails" in json.dumps(create["responses"]["default"])
+    assert "BadRequest" in json.dumps(create["responses"]["400"])
     page = api.get("/api/schema", headers={"accept": "text/html"})
     assert page.headers["content-type"].startswith("text/html")
     assert "http://" not in page.text.replace("http://127.0.0.1", "")

@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, cast
 
+import msgspec
 import structlog
 import trio
 from litestar import Response, get, put
@@ -29,6 +30,9 @@ STALL_SECONDS = 30.0
 
 _UPLOAD = re.compile(r"/api/runtime/leases/[^/]+/artifacts/[^/]+")
 
+# What the path and the query of an upload may say.
+_SAID = msgspec.json.schema_components([NewArtifact])[1]["NewArtifact"]["properties"]
+
 # Workers decide what an artifact holds, and it shares the page's origin: a browser must store it, never run it.
 _HARMLESS = {
     "content-disposition": "attachment",
@@ -54,7 +58,7 @@ async def one(request: Req, artifact_id: str) -> Artifact:
 @get(
     "/api/runtime/artifacts/{artifact_id:str}/content",
     summary="The content of an artifact, or a range of it",
-    media_type="application/octet-stream",
+    opt={"media": ("*/*",), "also": (206, 304), "refuses": (416,)},
 )
 async def content(request: Req, artifact_id: str) -> ASGIApp:
     found = await artifacts.content(node_of(request).database, artifact_id)
@@ -76,14 +80,18 @@ async def content(request: Req, artifact_id: str) -> ASGIApp:
     "/api/runtime/leases/{lease_id:str}/artifacts/{name:str}",
     summary="Upload an artifact under the current lease of a task",
     status_code=201,
-    opt={"bytes": True},
+    opt={"bytes": True, "also": (200,), "refuses": (409,)},
 )
 async def upload(
     request: Req,
     lease_id: str,
-    name: str,
-    type: Annotated[str, Parameter(description="What it is, in the worker's words.")] = "UPLOAD",
-    tag: Annotated[list[str] | None, Parameter(description="One of its tags; may be repeated.")] = None,
+    name: Annotated[str, Parameter(description="Unique under the lease.", schema_extra=_SAID["name"])],
+    type: Annotated[
+        str, Parameter(description="What it is, in the worker's words.", schema_extra=_SAID["type"])
+    ] = "UPLOAD",
+    tag: Annotated[
+        list[str] | None, Parameter(description="One of its tags; may be repeated.", schema_extra=_SAID["tags"])
+    ] = None,
 ) -> Response[Artifact]:
     """The body is the content, of any Content-Type. 200 when the same content was uploaded under this name before."""
     content_type = request.headers.get("content-type")

@@ -1,7 +1,8 @@
 """What happened, and how much there is of everything."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
+import msgspec
 from litestar import Response, get
 from litestar.params import Parameter
 
@@ -11,12 +12,33 @@ from bloomd.runtime.model import AuditEntry
 from bloomd.runtime.pages import Page
 
 
+class TaskCounts(msgspec.Struct, frozen=True):
+    total: int
+    by_status: dict[str, int]
+
+
+class LeaseCounts(msgspec.Struct, frozen=True):
+    total: int
+    active: int
+
+
+class WorkerCounts(msgspec.Struct, frozen=True):
+    total: int
+    online: int
+
+
+class Counts(msgspec.Struct, frozen=True):
+    tasks: TaskCounts
+    leases: LeaseCounts
+    workers: WorkerCounts
+
+
 @get("/api/runtime/audit", summary="The audit trail, newest first")
 async def listing(
     request: Req,
     action: str | None = None,
     entity_id: str | None = None,
-    since: Annotated[int | None, Parameter(ge=0, le=1 << 53, description="Epoch milliseconds.")] = None,
+    since: Annotated[int, Parameter(ge=0, le=1 << 53, description="Epoch milliseconds.")] = 0,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response[list[AuditEntry]]:
@@ -26,8 +48,13 @@ async def listing(
 
 
 @get("/api/runtime/stats", summary="Counts of tasks, leases and workers, at most a second old")
-async def stats(request: Req) -> dict[str, Any]:
-    return (await node_of(request).stats.read()).as_json()
+async def stats(request: Req) -> Counts:
+    now = await node_of(request).stats.read()
+    return Counts(
+        TaskCounts(sum(now.by_status.values()), now.by_status),
+        LeaseCounts(now.leases, now.active_leases),
+        WorkerCounts(now.workers, now.workers_online),
+    )
 
 
 HANDLERS = [listing, stats]

@@ -93,7 +93,12 @@ async def unset(request: Req, key: str) -> Config:
     return await _config(node)
 
 
-@post("/api/runtime/test-connection", summary="Whether Membridge answers, and takes the key", status_code=200)
+@post(
+    "/api/runtime/test-connection",
+    summary="Whether Membridge answers, and takes the key",
+    status_code=200,
+    opt={"body": dict[str, Any]},
+)
 async def test_connection(request: Req) -> Test:
     """Without the API key: one try, one at a time, an answer up to a second old, and errors in general words."""
     node = node_of(request)

@@ -48,7 +48,7 @@ _HEADERS = [
 @get(
     "/api/runtime/events",
     summary="Changes of tasks, leases, workers, probes and all else, as Server-Sent Events",
-    media_type="text/event-stream",
+    opt={"media": ("text/event-stream",)},
 )
 async def events(
     request: Req,

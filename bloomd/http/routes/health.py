@@ -1,40 +1,67 @@
 """Is it alive, and can it serve."""
 
-from typing import Any
+from typing import Literal
 
+import msgspec
 from litestar import get
 
 from bloomd import __version__
+from bloomd.control.answers import Verdict
 from bloomd.http.problems import Problem
 from bloomd.http.requests import Req, node_of
+from bloomd.probes import State as ProbeState
 from bloomd.supervisor import State
 from bloomd.verdict import reasons, verdict
 
 
+class MembridgeCalls(msgspec.Struct, frozen=True, rename="camel"):
+    """How the calls to Membridge went."""
+
+    consecutive_failures: int
+    last_success: int | None
+    last_error: str | None
+    connected: bool
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: Verdict
+    service: Literal["bloom-runtime"]
+    version: str
+    node: str
+    uptime: float
+    storage: Literal["postgresql", "unavailable"]
+    membridge: MembridgeCalls
+    probes: dict[str, ProbeState]
+
+
+class Ready(msgspec.Struct, frozen=True):
+    ready: bool
+
+
 @get("/api/runtime/health", summary="Whether the daemon is alive, and what it thinks of itself")
-async def health(request: Req) -> dict[str, Any]:
+async def health(request: Req) -> Health:
     """Always 200: an init system or a load balancer learns here that the process answers."""
     node = node_of(request)
     membridge = node.membridge.health
-    return {
-        "status": verdict(reasons(node)),
-        "service": "bloom-runtime",
-        "version": __version__,
-        "node": node.name,
-        "uptime": round(node.uptime, 3),
-        "storage": "postgresql" if node.database.away is None else "unavailable",
-        "membridge": {
-            "consecutiveFailures": membridge.consecutive_failures,
-            "lastSuccess": membridge.last_success,
-            "lastError": membridge.last_error,
-            "connected": membridge.connected,
-        },
-        "probes": {probe.status.name: probe.status.state for probe in node.probes},
-    }
+    return Health(
+        status=verdict(reasons(node)),
+        service="bloom-runtime",
+        version=__version__,
+        node=node.name,
+        uptime=round(node.uptime, 3),
+        storage="postgresql" if node.database.away is None else "unavailable",
+        membridge=MembridgeCalls(
+            consecutive_failures=membridge.consecutive_failures,
+            last_success=membridge.last_success,
+            last_error=membridge.last_error,
+            connected=membridge.connected,
+        ),
+        probes={probe.status.name: probe.status.state for probe in node.probes},
+    )
 
 
 @get(["/ready", "/api/runtime/ready"], summary="Whether work can be done here now")
-async def ready(request: Req) -> dict[str, Any]:
+async def ready(request: Req) -> Ready:
     """503 while it cannot: the database is away or unmigrated, or the daemon is stopping."""
     node = node_of(request)
     if node.stopping.is_set():
@@ -45,7 +72,7 @@ async def ready(request: Req) -> dict[str, Any]:
         )
     if not node.keys.known:
         raise Problem(503, "The API keys have not been read yet", type="unavailable", headers={"retry-after": "2"})
-    return {"ready": True}
+    return Ready(ready=True)
 
 
 HANDLERS = [health, ready]

@@ -28,7 +28,7 @@ async def listing(request: Req, limit: Limit = 100, cursor: Cursor = None) -> Re
     return page_of(rows, page, lambda key: (key.created_at, key.name), request)
 
 
-@post("/api/runtime/keys", summary="Make an API key", opt={"body": NewKey})
+@post("/api/runtime/keys", summary="Make an API key", opt={"body": NewKey, "refuses": (409,)})
 async def add(request: Req) -> MadeKey:
     """Its secret is in this answer and nowhere else. With the first key, authentication is on."""
     new = await read(request, NewKey)

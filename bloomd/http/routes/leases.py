@@ -8,9 +8,9 @@ from litestar import Response, get, post
 from msgspec import Meta
 
 from bloomd.errors import Unavailable
-from bloomd.http.bodies import convert, invalid, read, read_json
-from bloomd.http.problems import FieldError, Problem, problem_of
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
+from bloomd.http.bodies import convert, read, read_json
+from bloomd.http.problems import Problem, problem_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of
 from bloomd.http.routes.tasks import retry_of, tell_progress
 from bloomd.runtime import completion, leases, releases
 from bloomd.runtime.claims import Claim, Claimed
@@ -44,7 +44,13 @@ class LeaseHeartbeat(msgspec.Struct, frozen=True):
     progress: Progress | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class LeaseCompletion(Completion, frozen=True, kw_only=True):
+    """Among many, each says which lease it ends."""
+
+    lease_id: Name  # pyright: ignore[reportGeneralTypeIssues] (by keyword, it may stand after what has a default)
+
+
+class LeaseOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of one of many: what came of it, or the error that it would have been alone."""
 
     lease_id: str
@@ -71,12 +77,17 @@ async def listing(
     cursor: Cursor = None,
 ) -> Response[list[Lease]]:
     page = Page.after(cursor, limit)
-    rows = await leases.listing(node_of(request).database, page, status=status, worker_id=worker_id)
+    rows = await leases.listing(
+        node_of(request).database, page, status=chosen("status", status, request), worker_id=worker_id
+    )
     return page_of(rows, page, lambda lease: (lease.started_at, lease.id), request)
 
 
 @post(
-    "/api/runtime/leases/claim", summary="Ask for tasks, and wait for some", status_code=200, opt={"body": ClaimRequest}
+    "/api/runtime/leases/claim",
+    summary="Ask for tasks, and wait for some",
+    status_code=200,
+    opt={"body": ClaimRequest, "refuses": (404,)},
 )
 async def claim(request: Req) -> ClaimAnswer:
     """Up to `max`, as far as the worker has room. Empty when there is nothing for it within `wait_seconds`."""
@@ -102,7 +113,7 @@ async def claim(request: Req) -> ClaimAnswer:
     status_code=200,
     opt={"body": LeaseHeartbeat, "only_many": True},
 )
-async def heartbeat(request: Req) -> list[Outcome]:
+async def heartbeat(request: Req) -> list[LeaseOutcome]:
     """One outcome each, in order."""
     many = await _read_many(request, LeaseHeartbeat)
     beats = [Beat(each.lease_id, each.worker_id, each.progress) for each in many]
@@ -114,7 +125,7 @@ async def heartbeat(request: Req) -> list[Outcome]:
     return [
         _refused(asked.lease_id, answer)
         if isinstance(answer, Refusal)
-        else Outcome(asked.lease_id, ok=True, task_id=answer.task_id, expires_at=answer.expires_at)
+        else LeaseOutcome(asked.lease_id, ok=True, task_id=answer.task_id, expires_at=answer.expires_at)
         for asked, answer in zip(many, answers, strict=True)
     ]
 
@@ -123,21 +134,17 @@ async def heartbeat(request: Req) -> list[Outcome]:
     "/api/runtime/leases/complete",
     summary="End many attempts with their results",
     status_code=200,
-    opt={"body": Completion, "only_many": True},
+    opt={"body": LeaseCompletion, "only_many": True},
 )
-async def complete(request: Req) -> list[Outcome]:
+async def complete(request: Req) -> list[LeaseOutcome]:
     """One outcome each, in order."""
     node = node_of(request)
-    many = await _read_many(request, Completion)
-    if nameless := [
-        FieldError(f"[{place}].lease_id", "is required here") for place, each in enumerate(many) if not each.lease_id
-    ]:
-        raise invalid(nameless)
+    many = await _read_many(request, LeaseCompletion)
     answers = await completion.complete_many(node.database, many, retry=retry_of(node), actor=actor(request))
     return [
-        _refused(asked.lease_id or "", answer)
+        _refused(asked.lease_id, answer)
         if isinstance(answer, Refusal)
-        else Outcome(ok=True, **msgspec.structs.asdict(answer))
+        else LeaseOutcome(ok=True, **msgspec.structs.asdict(answer))
         for asked, answer in zip(many, answers, strict=True)
     ]
 
@@ -148,14 +155,14 @@ async def complete(request: Req) -> list[Outcome]:
     status_code=200,
     opt={"body": Release, "only_many": True},
 )
-async def release(request: Req) -> list[Outcome]:
+async def release(request: Req) -> list[LeaseOutcome]:
     """They are queued again, and no attempt is counted. One outcome each, in order."""
     many = await _read_many(request, Release)
     answers = await releases.release(node_of(request).database, many, actor=actor(request))
     return [
         _refused(asked.lease_id, answer)
         if isinstance(answer, Refusal)
-        else Outcome(asked.lease_id, ok=True, task_id=answer.task_id, task_status="queued")
+        else LeaseOutcome(asked.lease_id, ok=True, task_id=answer.task_id, task_status="queued")
         for asked, answer in zip(many, answers, strict=True)
     ]
 
@@ -167,11 +174,13 @@ async def _read_many(request: Req, type: type[Item]) -> list[Item]:
     return many
 
 
-def _refused(lease_id: str, refusal: Refusal) -> Outcome:
+def _refused(lease_id: str, refusal: Refusal) -> LeaseOutcome:
     problem = problem_of(refusal)
     if problem is None:
         raise refusal
-    return Outcome(lease_id, ok=False, status=problem.status, type=problem.body["type"], error=problem.body["error"])
+    return LeaseOutcome(
+        lease_id, ok=False, status=problem.status, type=problem.body["type"], error=problem.body["error"]
+    )
 
 
 async def _cancel_when_gone(request: Req, scope: trio.CancelScope) -> None:

@@ -11,35 +11,37 @@ from bloomd.http.problems import Problem
 from bloomd.http.requests import Req, actor, node_of
 from bloomd.runtime import audit
 
+PASSES_ON = {"passes_on": True, "refuses": (502,)}
+
 _CANONICAL_ID = re.compile(r"[0-9a-f]{16}")
 
 
-@get("/api/membridge/health", summary="Membridge: its health")
+@get("/api/membridge/health", summary="Membridge: its health", opt=PASSES_ON)
 async def health(request: Req) -> Response[bytes]:
     return await _forward(request, "GET", "/health")
 
 
-@get("/api/membridge/projects", summary="Membridge: projects")
+@get("/api/membridge/projects", summary="Membridge: projects", opt=PASSES_ON)
 async def projects(request: Req) -> Response[bytes]:
     return await _forward(request, "GET", "/projects")
 
 
-@get("/api/membridge/agents", summary="Membridge: agents")
+@get("/api/membridge/agents", summary="Membridge: agents", opt=PASSES_ON)
 async def agents(request: Req) -> Response[bytes]:
     return await _forward(request, "GET", "/agents")
 
 
-@get("/api/membridge/jobs", summary="Membridge: sync history")
+@get("/api/membridge/jobs", summary="Membridge: sync history", opt=PASSES_ON)
 async def jobs(request: Req) -> Response[bytes]:
     return await _forward(request, "GET", "/jobs")
 
 
-@get("/api/membridge/projects/{canonical_id:str}/leadership", summary="Membridge: who leads a project")
+@get("/api/membridge/projects/{canonical_id:str}/leadership", summary="Membridge: who leads a project", opt=PASSES_ON)
 async def leadership(request: Req, canonical_id: str) -> Response[bytes]:
     return await _forward(request, "GET", f"/projects/{_checked(canonical_id)}/leadership")
 
 
-@get("/api/membridge/projects/{canonical_id:str}/nodes", summary="Membridge: the nodes of a project")
+@get("/api/membridge/projects/{canonical_id:str}/nodes", summary="Membridge: the nodes of a project", opt=PASSES_ON)
 async def nodes(request: Req, canonical_id: str) -> Response[bytes]:
     return await _forward(request, "GET", f"/projects/{_checked(canonical_id)}/nodes")
 
@@ -48,6 +50,7 @@ async def nodes(request: Req, canonical_id: str) -> Response[bytes]:
     "/api/membridge/projects/{canonical_id:str}/leadership/select",
     summary="Membridge: promote a node to primary",
     status_code=200,
+    opt={**PASSES_ON, "body": Any},
 )
 async def select(request: Req, canonical_id: str) -> Response[bytes]:
     project = _checked(canonical_id)

@@ -30,7 +30,7 @@ from bloomd.verdict import reasons, verdict
 OPENMETRICS = "application/openmetrics-text"
 
 
-@get("/metrics", summary="Prometheus metrics")
+@get("/metrics", summary="Prometheus metrics", opt={"media": ("text/plain", OPENMETRICS)})
 async def metrics(request: Req) -> Response[bytes]:
     """What the database would tell is left out while it is away."""
     node = node_of(request)

@@ -8,7 +8,7 @@ from litestar import Response, get, post
 from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of
 from bloomd.node import Node
 from bloomd.runtime import completion, leases, tasks
 from bloomd.runtime.completion import Completed
@@ -65,7 +65,11 @@ def tell_progress(node: Node, lease: Lease, beat: Beat) -> None:
         node.feed.live("task", told)
 
 
-@post("/api/runtime/llm-tasks", summary="Queue a task, or up to 500 at once", opt={"body": NewTask, "many": True})
+@post(
+    "/api/runtime/llm-tasks",
+    summary="Queue a task, or up to 500 at once",
+    opt={"body": NewTask, "many": True, "also": (200,)},
+)
 async def create(request: Req) -> Response[Task | list[Task]]:
     """201 with the task; 200 when the idempotency key is known, with the task that has it. An array gives an array."""
     body = await read_json(request)
@@ -94,7 +98,7 @@ async def listing(
     rows = await tasks.listing(
         node_of(request).database,
         page,
-        status=status,
+        status=chosen("status", status, request),
         worker_id=worker_id or None,
         context_id=context_id or None,
         agent_slug=agent_slug or None,
@@ -122,7 +126,9 @@ async def explanation(request: Req, task_id: str) -> Explanation:
 
 
 @post(
-    "/api/runtime/llm-tasks/{task_id:str}/lease", summary="Lease a queued task to a worker", opt={"body": LeaseRequest}
+    "/api/runtime/llm-tasks/{task_id:str}/lease",
+    summary="Lease a queued task to a worker",
+    opt={"body": LeaseRequest, "refuses": (409,)},
 )
 async def lease(request: Req, task_id: str) -> Leased:
     """To the worker named, or to the best one there is."""
@@ -140,7 +146,7 @@ async def lease(request: Req, task_id: str) -> Leased:
     "/api/runtime/llm-tasks/{task_id:str}/heartbeat",
     summary="Prolong the lease of a task",
     status_code=200,
-    opt={"body": Heartbeat},
+    opt={"body": Heartbeat, "refuses": (409,)},
 )
 async def heartbeat(request: Req, task_id: str) -> HeartbeatAnswer:
     """Without a `lease_id` or `worker_id` it counts for the task's active lease."""
@@ -151,7 +157,7 @@ async def heartbeat(request: Req, task_id: str) -> HeartbeatAnswer:
     "/l/{lease_id:str}/api/runtime/llm-tasks/{task_id:str}/heartbeat",
     summary="Prolong this lease",
     status_code=200,
-    opt={"body": Heartbeat},
+    opt={"body": Heartbeat, "refuses": (409,)},
 )
 async def heartbeat_of_lease(request: Req, lease_id: str, task_id: str) -> HeartbeatAnswer:
     """For agents that append the path to the URL they were given."""
@@ -164,7 +170,7 @@ async def heartbeat_of_lease(request: Req, lease_id: str, task_id: str) -> Heart
     "/api/runtime/llm-tasks/{task_id:str}/complete",
     summary="End an attempt with its result",
     status_code=200,
-    opt={"body": Completion},
+    opt={"body": Completion, "refuses": (409,)},
 )
 async def complete(request: Req, task_id: str) -> Completed:
     """Without a `lease_id` or `worker_id` it counts for the task's active lease."""
@@ -175,7 +181,7 @@ async def complete(request: Req, task_id: str) -> Completed:
     "/l/{lease_id:str}/api/runtime/llm-tasks/{task_id:str}/complete",
     summary="End the attempt of this lease with its result",
     status_code=200,
-    opt={"body": Completion},
+    opt={"body": Completion, "refuses": (409,)},
 )
 async def complete_lease(request: Req, lease_id: str, task_id: str) -> Completed:
     """For agents that append the path to the URL they were given."""
@@ -184,14 +190,24 @@ async def complete_lease(request: Req, lease_id: str, task_id: str) -> Completed
     return await _complete(request, task_id, named)
 
 
-@post("/api/runtime/llm-tasks/{task_id:str}/requeue", summary="Queue an ended task again", status_code=200)
+@post(
+    "/api/runtime/llm-tasks/{task_id:str}/requeue",
+    summary="Queue an ended task again",
+    status_code=200,
+    opt={"body": dict[str, Any], "refuses": (409,)},
+)
 async def requeue(request: Req, task_id: str) -> Task:
     """From failed, dead or cancelled, or while it waits for its retry; attempts start at 0."""
     await read(request, dict[str, Any])
     return await tasks.requeue(node_of(request).database, task_id, actor=actor(request))
 
 
-@post("/api/runtime/llm-tasks/{task_id:str}/cancel", summary="Cancel a task that has not ended", status_code=200)
+@post(
+    "/api/runtime/llm-tasks/{task_id:str}/cancel",
+    summary="Cancel a task that has not ended",
+    status_code=200,
+    opt={"body": dict[str, Any], "refuses": (409,)},
+)
 async def cancel(request: Req, task_id: str) -> Task:
     """A worker that is at it learns so at its next heartbeat: 409, with a type that ends in `cancelled`."""
     await read(request, dict[str, Any])

@@ -7,7 +7,7 @@ from litestar import Response, delete, get, post
 
 from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of
 from bloomd.http.routes.tasks import retry_of
 from bloomd.runtime import workers
 from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
@@ -30,7 +30,7 @@ async def listing(
     request: Req, status: WorkerStatus | None = None, limit: Limit = 1000, cursor: Cursor = None
 ) -> Response[list[Worker]]:
     page = Page.after(cursor, limit)
-    rows = await workers.listing(node_of(request).database, page, status=status)
+    rows = await workers.listing(node_of(request).database, page, status=chosen("status", status, request))
     return page_of(rows, page, lambda worker: (worker.registered_at, worker.id), request)
 
 
@@ -42,7 +42,7 @@ async def one(request: Req, worker_id: str) -> WorkerWithLeases:
     return WorkerWithLeases(**msgspec.structs.asdict(worker), leases=held)
 
 
-@post("/api/runtime/workers", summary="Register a worker", opt={"body": NewWorker})
+@post("/api/runtime/workers", summary="Register a worker", opt={"body": NewWorker, "also": (200,)})
 async def register(request: Req) -> Response[Worker]:
     """201 for a new worker, 200 for a known one. What is not sent keeps what is known."""
     body = await read_json(request)
@@ -52,7 +52,7 @@ async def register(request: Req) -> Response[Worker]:
     return Json(registered.worker, status_code=201 if registered.new else 200)
 
 
-@delete("/api/runtime/workers/{worker_id:str}", summary="Forget a worker", status_code=200)
+@delete("/api/runtime/workers/{worker_id:str}", summary="Forget a worker", status_code=200, opt={"refuses": (409,)})
 async def remove(request: Req, worker_id: str, force: bool = False) -> Removed:
     """With `force` its leases end first, and their tasks are queued again."""
     node = node_of(request)
@@ -60,19 +60,34 @@ async def remove(request: Req, worker_id: str, force: bool = False) -> Removed:
     return Removed(removed=True, id=worker_id)
 
 
-@post("/api/runtime/workers/{worker_id:str}/cordon", summary="Give a worker no new leases", status_code=200)
+@post(
+    "/api/runtime/workers/{worker_id:str}/cordon",
+    summary="Give a worker no new leases",
+    status_code=200,
+    opt={"body": dict[str, Any]},
+)
 async def cordon(request: Req, worker_id: str) -> Worker:
     await read(request, dict[str, Any])
     return await workers.cordon(node_of(request).database, worker_id, actor=actor(request))
 
 
-@post("/api/runtime/workers/{worker_id:str}/uncordon", summary="Give a worker leases again", status_code=200)
+@post(
+    "/api/runtime/workers/{worker_id:str}/uncordon",
+    summary="Give a worker leases again",
+    status_code=200,
+    opt={"body": dict[str, Any]},
+)
 async def uncordon(request: Req, worker_id: str) -> Worker:
     await read(request, dict[str, Any])
     return await workers.uncordon(node_of(request).database, worker_id, actor=actor(request))
 
 
-@post("/api/runtime/workers/{worker_id:str}/drain", summary="Let a worker finish, to take it away", status_code=200)
+@post(
+    "/api/runtime/workers/{worker_id:str}/drain",
+    summary="Let a worker finish, to take it away",
+    status_code=200,
+    opt={"body": dict[str, Any]},
+)
 async def drain(request: Req, worker_id: str) -> Worker:
     """It gets no new leases, and is empty when `active_leases` is 0."""
     await read(request, dict[str, Any])

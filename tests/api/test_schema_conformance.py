@@ -1,0 +1,159 @@
+"""The API is what /api/schema says: schemathesis asks for everything there, rightly and wrongly, and compares."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from bloomd_process import BIN, KEY, Bloomd
+from peers import membridge_peer
+from prometheus_client.parser import text_string_to_metric_families
+from servers import PostgresServer
+
+HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
+
+# It never ends; tests/api/test_event_routes.py has it.
+STREAM = "/api/runtime/events"
+
+# Membridge alone knows what this takes; tests/daemon/test_membridge.py knows, too.
+PROMOTION = "/api/membridge/projects/{canonical_id}/leadership/select"
+
+# Some requests that the description allows are refused all the same, and why.
+JUDGED = {
+    "/api/runtime/config": "something has to be set, and a key belongs to a URL",
+    "/api/runtime/queue": "a pause does not end in the past",
+    "/api/runtime/llm-tasks/requeue": "there is no requeueing from every status",
+    "/api/runtime/llm-tasks/cancel": "there is no cancelling from every status",
+    PROMOTION: "Membridge judges it",
+}
+
+ALLOWED = ["2xx", "3xx", "401", "403", "404", "409", "429", "502", "503"]
+
+CONFIGURATION = """
+hooks = {hooks}
+suppress-health-check = ["all"]
+headers = {{ X-Runtime-API-Key = {key} }}
+
+[phases.stateful]
+enabled = false  # tests/api/test_lifecycle_machine.py knows better what may follow what
+
+# What an answer has told is in no request, so that a run is like another, and leases in use stay so.
+[phases.coverage.extra-data-sources]
+responses = false
+
+[phases.fuzzing.extra-data-sources]
+responses = false
+
+[generation]
+deterministic = true
+database = "none"
+max-examples = 12
+allow-x00 = false  # a NUL is a 400 wherever it stands, which would have to be said of every string
+
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "502", "503"]
+positive_data_acceptance.expected-statuses = {allowed}
+
+[output.sanitization]
+enabled = false  # so that the command that it prints for a failure can be run
+"""
+
+JUDGED_OPERATION = """
+[[operations]]
+include-path = {path}
+checks.positive_data_acceptance.expected-statuses = {allowed}
+"""
+
+# Each has a task and its lease for itself, which no other request ends.
+OF_LEASES = [
+    "/api/runtime/llm-tasks/{task_id}/heartbeat",
+    "/api/runtime/leases/{lease_id}/artifacts/{name}",
+    "/l/{lease_id}/api/runtime/llm-tasks/{task_id}/heartbeat",
+    "/l/{lease_id}/api/runtime/llm-tasks/{task_id}/complete",
+]
+
+OPERATION_OF_LEASE = """
+[[operations]]
+include-path = {path}
+
+[operations.parameters]
+"path.lease_id" = {{ dictionary = "lease_id_{number}" }}
+"path.task_id" = {{ dictionary = "task_id_{number}" }}
+"""
+
+
+def populate(api: httpx.Client) -> dict[str, list[str]]:
+    """Tasks in all states and what belongs to them; the values of path parameters under which there is something."""
+
+    def post(path, body=None):
+        answer = api.post(f"/api/runtime{path}", json=body or {})
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    workers = [post("/workers", {"name": f"w{n}", "capabilities": {"max_concurrency": 32}})["id"] for n in range(8)]
+    tasks = [each["id"] for each in post("/llm-tasks", [{"prompt": "Say hello", "context_id": "one"}] * 60)]
+    post("/llm-tasks", [{"prompt": "Say hello", "context_id": "of many"}] * 10)
+    running, finished, cancelled = tasks[:40], tasks[40:48], tasks[48:52]
+    leases = [post(f"/llm-tasks/{id}/lease", {"ttl_seconds": 86400})["lease"]["id"] for id in running + finished]
+    done = [post(f"/llm-tasks/{id}/complete", {"status": "success", "output": "Hello"}) for id in finished]
+    for id in cancelled:
+        post(f"/llm-tasks/{id}/cancel")
+    return {
+        "worker_id": workers,
+        "task_id": tasks[len(OF_LEASES) :],
+        "lease_id": leases[len(OF_LEASES) :],
+        **{f"task_id_{number}": [tasks[number]] for number in range(len(OF_LEASES))},
+        **{f"lease_id_{number}": [leases[number]] for number in range(len(OF_LEASES))},
+        "artifact_id": [each["artifact"]["id"] for each in done],
+        "name": [post("/keys", {"name": f"k{n}"})["name"] for n in range(20)],
+        "key": ["membridge_server_url", "admin_key"],
+        "canonical_id": ["0123456789abcdef"],
+    }
+
+
+def configuration(known: dict[str, list[str]]) -> str:
+    """Of schemathesis, which is to take such values often."""
+    toml = json.dumps
+    in_path = ("worker_id", "task_id", "lease_id", "artifact_id", "name", "key", "canonical_id")
+    in_body = ("worker_id", "membridge_server_url", "admin_key", "membridge_admin_key")
+    bindings = {f"path.{name}": name for name in in_path} | {f"body.{name}": name for name in in_body}
+    bindings["body.[*].lease_id"] = "lease_id"
+    return "".join([
+        CONFIGURATION.format(hooks=toml(str(HOOKS)), key=toml(KEY), allowed=toml(ALLOWED)),
+        "\n[dictionaries]\n",
+        *(f"{name} = {{ values = {toml(values)} }}\n" for name, values in known.items()),
+        "\n[parameters]\n",
+        *(f'"{place}" = {{ dictionary = "{name}", probability = 0.7 }}\n' for place, name in bindings.items()),
+        *(JUDGED_OPERATION.format(path=toml(path), allowed=toml([*ALLOWED, "400", "422"])) for path in JUDGED),
+        *(OPERATION_OF_LEASE.format(path=toml(path), number=number) for number, path in enumerate(OF_LEASES)),
+    ])  # fmt: skip
+
+
+def succeeded(api: httpx.Client) -> set[tuple[str, str]]:
+    """The operations, by method and path, that were answered with success."""
+    families = text_string_to_metric_families(api.get("/metrics").text)
+    [requests] = [each for each in families if each.name == "bloomd_http_requests"]
+    labels = [each.labels for each in requests.samples]
+    return {(each["method"], each["route"]) for each in labels if each["status"].startswith("2")}
+
+
+@pytest.mark.slow
+async def test_the_api_is_as_described(postgres_server: PostgresServer, tmp_path: Path):
+    url = postgres_server.create_database()
+    async with membridge_peer() as peer:
+        bloomd = Bloomd(url, membridge__server_url=peer.url, membridge__admin_key=KEY)
+        bloomd.migrate()
+        with bloomd:
+            membridge = {"membridge_server_url": [peer.url], "admin_key": [KEY], "membridge_admin_key": [KEY]}
+            known = populate(bloomd.http) | membridge
+            (tmp_path / "schemathesis.toml").write_text(configuration(known))
+            done = await trio.run_process(
+                [BIN / "schemathesis", "run", f"{bloomd.url}/api/schema", "--exclude-path", STREAM,
+                 "--continue-on-failure", "--no-color"],
+                capture_stdout=True, capture_stderr=True, check=False, cwd=tmp_path,
+            )  # fmt: skip
+            assert done.returncode == 0, (done.stdout + done.stderr).decode()
+            paths = bloomd.http.get("/api/schema").json()["paths"]
+            operations = {(method.upper(), path) for path, item in paths.items() for method in item}
+            assert operations - succeeded(bloomd.http) == {("GET", STREAM), ("POST", PROMOTION)}
