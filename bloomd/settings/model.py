@@ -76,8 +76,8 @@ class Http(Section, frozen=True):
     public_url: Annotated[
         str | None,
         Meta(
-            description="The URL by which workers reach this server, such as https://bloom.example.org."
-            " Reserved for the installation of workers in a later version: nothing uses it yet."
+            description="The URL by which workers reach this server, such as https://bloom.example.org:"
+            " the install script holds it, and agents call back to it."
         ),
     ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Bytes that a request body may have.")] = (
@@ -121,16 +121,25 @@ class Membridge(Section, frozen=True):
     ] = None
     admin_key: Annotated[str | None, Meta(description="Key for the control plane.")] = None
     admin_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `admin_key`.")] = None
-    agent_key: Annotated[
-        str | None,
-        Meta(
-            description="Key for the agents on the worker machines."
-            " Reserved for a later version, which sends them tasks: nothing uses it yet."
-        ),
-    ] = None
+    agent_key: Annotated[str | None, Meta(description="Key for the agents on the worker machines.")] = None
     agent_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `agent_key`.")] = None
     sync_interval: Annotated[Seconds, Meta(description="Seconds between two rounds of mirroring its agents.")] = 10.0
     timeout: Annotated[Seconds, Meta(description="Seconds that one call may take.")] = 10.0
+    serve: Annotated[
+        str | None,
+        Meta(
+            description="Where bloomd serves a control plane of its own: `host:port`, such as 127.0.0.1:8000."
+            " Without `server_url` it is the one that counts."
+        ),
+    ] = None
+    serve_key: Annotated[
+        str | None,
+        Meta(
+            description="The admin key of the control plane that is served; else `admin_key`,"
+            " else one that only this daemon knows."
+        ),
+    ] = None
+    serve_key_file: Annotated[str | None, Meta(description="A file that holds the key, instead of `serve_key`.")] = None
 
 
 class Minio(Section, frozen=True):
@@ -168,6 +177,9 @@ class Tasks(Section, frozen=True):
         Seconds, Meta(description="Seconds before the second attempt; each further one waits twice as long.")
     ] = 5.0
     retry_delay_max: Annotated[Seconds, Meta(description="Seconds that no retry waits longer than.")] = 300.0
+    auto_dispatch: Annotated[
+        bool, Meta(description="Push queued tasks to workers that have a URL, without being asked to.")
+    ] = False
     sweep_interval: Annotated[
         float, Meta(gt=0, le=5, description="Seconds between two searches for expired leases.")
     ] = 1.0
@@ -195,6 +207,30 @@ class Workers(Section, frozen=True):
     ] = (
         "127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7",
     )  # fmt: skip
+
+
+class Worker(Section, frozen=True):
+    """This machine as a worker: what `bloomd worker` reads. Its options come before."""
+
+    server: Annotated[str | None, Meta(description="URL of the bloomd that it works for.")] = None
+    name: Annotated[str | None, Meta(description="Its name there; without one, the name of this machine.")] = None
+    token: Annotated[str | None, Meta(description="Its token, or an API key.")] = None
+    token_file: Annotated[str | None, Meta(description="A file that holds the token, instead of `token`.")] = None
+    max_concurrency: Annotated[int, Meta(ge=1, le=32, description="Tasks that it runs at once.")] = 1
+    labels: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
+        Meta(max_length=64, description="What it has: a task that asks for a label goes only to workers with it."),
+    ] = ()
+    root: Annotated[str, Meta(description="Directory for the contexts; context hints name files in it.")] = (
+        "/var/lib/bloomd-worker"
+    )
+    command: Annotated[
+        tuple[str, ...],
+        Meta(min_length=1, description="The program that does the work, with options of its own before ours."),
+    ] = ("claude",)
+    grace_seconds: Annotated[
+        Seconds, Meta(description="Seconds that tasks under way get to finish when it is stopped.")
+    ] = 30.0
 
 
 class Audit(Section, frozen=True):
@@ -232,5 +268,6 @@ class Settings(Section, frozen=True):
     probes: Probes = Probes()
     tasks: Tasks = Tasks()
     workers: Workers = Workers()
+    worker: Worker = Worker()
     audit: Audit = Audit()
     log: Log = Log()
