@@ -19,12 +19,14 @@ Modes, of every peer:
     huge      100 MB, or as much of it as is taken
     drop      close in the middle of the answer
     close     close without an answer
+
+A worker's agent, which speaks section 6, is `agent_peer.py`'s.
 """
 
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -65,7 +67,7 @@ def reply(value: Any, status: int = 200) -> Reply:
 class Peer:
     """A server that answers what `answer` says, or behaves as its mode says."""
 
-    def __init__(self, answer: Callable[[Request], Reply]) -> None:
+    def __init__(self, answer: Callable[[Request], Reply | Awaitable[Reply]]) -> None:
         self.answer = answer
         self.mode = "ok"
         self.redirect_to = "http://127.0.0.1:1/"
@@ -97,12 +99,14 @@ class Peer:
             if self.mode in _RAW:
                 await _RAW[self.mode](stream)
                 return
-            await _write(connection, stream, self._reply(request), head_only=request.method == "HEAD")
+            answer = self._reply(request)
+            answer = answer if isinstance(answer, Reply) else await answer
+            await _write(connection, stream, answer, head_only=request.method == "HEAD")
             if connection.our_state is not h11.DONE:
                 return
             connection.start_next_cycle()
 
-    def _reply(self, request: Request) -> Reply:
+    def _reply(self, request: Request) -> Reply | Awaitable[Reply]:
         match self.mode:
             case "ok":
                 return self.answer(request)
