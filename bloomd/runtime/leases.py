@@ -1,8 +1,9 @@
 """Leases: a task is handed to one worker for a time.
 
 Here somebody names the task, and the best worker is chosen for it; that a worker asks for whatever there is, is told in
-`claims.py`. A lease is kept by heartbeats (`heartbeats.py`), and ends by a completion (`completion.py`), by being given
-back (`releases.py`), or by the clock (`expiry.py`). Who may speak for a task is `fencing.py`'s subject.
+`claims.py`, and that a task is pushed to one, in `pushes.py`. A lease is kept by heartbeats (`heartbeats.py`), and ends
+by a completion (`completion.py`), by being given back (`releases.py`), or by the clock (`expiry.py`). Who may speak for
+a task is `fencing.py`'s subject.
 """
 
 import msgspec
@@ -32,6 +33,7 @@ RETURNING entity_id AS id
 # The best worker that can take the task now: the one that has the task's context, then the freest, then the liveliest.
 # A worker whose row another lease holds at this moment is passed over while another suits as well, so that leases
 # which are asked for together do not queue up behind one worker; when no other suits, it is waited for.
+# With a `grace` the task is pushed: only to a worker that can be called, and for no longer than an attempt may take.
 LEASE = """
 WITH task AS (
     SELECT *
@@ -53,6 +55,7 @@ WITH task AS (
      WHERE bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases, workers.capacity,
                         workers.cordoned, workers.draining, task.pinned_worker_id, task.labels) IS NULL
        AND (%(worker_id)s::varchar IS NULL OR workers.id = %(worker_id)s)
+       AND (%(grace)s::integer IS NULL OR workers.url <> '')
        AND NOT EXISTS (SELECT FROM holder)
      ORDER BY workers.capacity - workers.active_leases DESC,
               workers.last_heartbeat DESC NULLS LAST,
@@ -65,6 +68,7 @@ WITH task AS (
      WHERE bloom_misfit(workers.id, workers.status, workers.capabilities, workers.active_leases, workers.capacity,
                         workers.cordoned, workers.draining, task.pinned_worker_id, task.labels) IS NULL
        AND (%(worker_id)s::varchar IS NULL OR workers.id = %(worker_id)s)
+       AND (%(grace)s::integer IS NULL OR workers.url <> '')
        AND NOT EXISTS (SELECT FROM at_hand)
      ORDER BY workers.id IN (SELECT worker_id FROM holder) DESC,
               workers.capacity - workers.active_leases DESC,
@@ -75,11 +79,14 @@ WITH task AS (
 ), worker AS (
     SELECT * FROM at_hand UNION ALL SELECT * FROM waited_for
 ), lease AS (
-    INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status, context_id, attempt)
-    SELECT gen_random_uuid(), task.id, worker.id, now_ms, now_ms + ttl * 1000::bigint, ttl, 'active', task.context_id,
-           task.attempts + 1
+    INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status, context_id, attempt,
+                        deadline_at)
+    SELECT gen_random_uuid(), task.id, worker.id, now_ms, least(now_ms + ttl * 1000::bigint, deadline), ttl, 'active',
+           task.context_id, task.attempts + 1, deadline
       FROM task, worker, bloom_now_ms() AS now_ms,
-           coalesce(%(ttl_seconds)s::integer, greatest(300, (task.policy ->> 'timeout_sec')::integer + 60)) AS ttl
+           LATERAL (SELECT (task.policy ->> 'timeout_sec')::integer AS timeout) AS policy,
+           LATERAL (SELECT now_ms + (timeout + %(grace)s::integer) * 1000::bigint AS deadline) AS ends,
+           LATERAL (SELECT coalesce(%(ttl_seconds)s::integer, greatest(300, timeout + 60)) AS ttl) AS lasts
         ON CONFLICT DO NOTHING  -- with a lease that somebody left behind: it has to end first
     RETURNING *
 ), moved AS (
@@ -120,6 +127,17 @@ class _LeasedNow(Leased, frozen=True):
     waited_ms: int
 
 
+class Wanted(msgspec.Struct, frozen=True):
+    """A task that somebody wants to be leased."""
+
+    task_id: str
+    worker_id: str | None = None
+    """The only worker that will do."""
+    ttl_seconds: int | None = None
+    grace: int | None = None
+    """Seconds that an attempt may take beyond its `timeout_sec`, for a task that is pushed."""
+
+
 async def lease(
     database: Database, task_id: str, *, worker_id: str | None = None, ttl_seconds: int | None = None, actor: str
 ) -> Leased:
@@ -132,12 +150,27 @@ async def lease(
     """
     if worker_id is not None:
         await database.change(Id, SIGN_OF_LIFE, worker_id=worker_id, actor=actor)
-    leased = await database.change(
-        _LeasedNow, LEASE, task_id=task_id, worker_id=worker_id, ttl_seconds=ttl_seconds, actor=actor
-    )
-    if leased:
-        database.meters.claimed([leased[0].waited_ms / 1000])
-        return Leased(leased[0].lease, leased[0].worker)
+    if leased := await attempt(database, Wanted(task_id, worker_id, ttl_seconds), actor=actor):
+        return leased
+    await refuse(database, task_id)
+    raise NoWorker("No available worker with free capacity")
+
+
+async def attempt(database: Database, wanted: Wanted, *, actor: str) -> Leased | None:
+    """Lease the task if that can be done now."""
+    leased = await database.change(_LeasedNow, LEASE, actor=actor, **msgspec.structs.asdict(wanted))
+    if not leased:
+        return None
+    database.meters.claimed([leased[0].waited_ms / 1000])
+    return Leased(leased[0].lease, leased[0].worker)
+
+
+async def refuse(database: Database, task_id: str) -> None:
+    """Say what is in the way of leasing the task, whoever would get it; return when nothing is.
+
+    Raises:
+        NotFound, Conflict, NoWorker: as `lease` does.
+    """
     task = await tasks.one(database, task_id)
     if task.status != "queued":
         raise Conflict(f"Task status is '{task.status}', expected 'queued'")
@@ -146,7 +179,6 @@ async def lease(
         raise Conflict(f"Task is queued, but not before {until}: {max(task.retry_at or 0, task.not_before or 0)}")
     if (state := await queue.read(database)).paused:
         raise NoWorker("The queue is paused" + (f": {state.reason}" if state.reason else ""))
-    raise NoWorker("No available worker with free capacity")
 
 
 async def listing(
