@@ -18,12 +18,12 @@ from bloomd.membridge.link import Link
 from bloomd.membridge.sync import Sync
 from bloomd.probes import Probe
 from bloomd.runtime import stored
-from bloomd.runtime.claims import WaitingRoom
 from bloomd.runtime.database import Database
 from bloomd.runtime.events import Feed
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.leader import Leadership
 from bloomd.runtime.stats import Counter, Stats
+from bloomd.runtime.waiting_room import WaitingRoom
 from bloomd.runtime.wakeups import Wakeups
 from bloomd.settings import Loaded, Settings, secrets
 from bloomd.supervisor import LoopLag, Supervisor

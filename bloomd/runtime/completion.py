@@ -50,7 +50,8 @@ WITH asked AS (
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
        AND leases.worker_id = coalesce(asked.asked_worker_id, leases.worker_id)
        AND (NOT asked.uploaded OR asked.uploaded_under = leases.id)
-    RETURNING leases.id, leases.task_id, leases.worker_id, leases.started_at, leases.ended_at, leases.outcome
+    RETURNING leases.id, leases.task_id, leases.worker_id, leases.context_id, leases.serial, leases.started_at,
+              leases.ended_at, leases.outcome
 ), artifact AS (
     INSERT INTO runtime_artifacts (id, task_id, type, created_at, finalized, entity_refs, tags, content,
                                    lease_id, name, size, sha256)
@@ -97,6 +98,14 @@ WITH asked AS (
       JOIN moved ON moved.id = lease.task_id
       JOIN asked ON asked.task_id = lease.task_id
     RETURNING *
+), conversation AS (
+    INSERT INTO conversations (context, worker_id, at)
+    SELECT md5(context_id), worker_id, ended_at
+      FROM lease
+     WHERE serial AND outcome = 'success'
+     ORDER BY md5(context_id)
+        ON CONFLICT (context) DO UPDATE
+       SET worker_id = excluded.worker_id, at = excluded.at
 ), worker AS (
     SELECT workers.id, workers.status, seen.at
       FROM workers

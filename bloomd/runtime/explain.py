@@ -43,7 +43,10 @@ SELECT to_jsonb(task)                              AS task,
        (SELECT bool_and(coalesce(capabilities -> 'sessions' = 'true'::jsonb, false))
           FROM workers
          WHERE bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining,
-                            task.pinned_worker_id, task.labels) IS NULL)  AS only_serial_workers
+                            task.pinned_worker_id, task.labels) IS NULL)  AS only_serial_workers,
+       (SELECT jsonb_build_object('id', id, 'full', active_leases >= capacity)
+          FROM workers
+         WHERE id = bloom_holder(task.context_id, task.pinned_worker_id, task.labels))  AS holder
   FROM llm_tasks AS task
  WHERE id = %(id)s
 """
@@ -71,6 +74,13 @@ class SameContext(msgspec.Struct, frozen=True):
     task_id: str
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """Who has the conversation of the task's context."""
+
+    id: str
+    full: bool
+
+
 class Facts(msgspec.Struct, frozen=True):
     """What there is to know about a task and those who could take it."""
 
@@ -84,6 +94,7 @@ class Facts(msgspec.Struct, frozen=True):
     missing_labels: list[str]
     same_context: SameContext | None
     only_serial_workers: bool | None
+    holder: Holder | None
 
 
 async def explain(database: Database, task_id: str) -> Explanation:
@@ -109,9 +120,17 @@ def _queued(facts: Facts) -> Iterator[Reason]:
                 f"{held.worker_id}, and the workers that could take it run the tasks of a context one at a time.",
             )
         )
+    holder = facts.holder if facts.only_serial_workers else None
+    if not found and holder and holder.full:
+        found.append(
+            Reason(
+                "conversation",
+                f"It waits for worker {holder.id}, which has the conversation of its context and no room now.",
+            )
+        )
     if not found:
-        number = 1 if facts.pin else facts.workers["fits"]
-        takers = f"worker {facts.task.pinned_worker_id}" if facts.pin else _count(number, "worker")
+        only = facts.task.pinned_worker_id or (holder and holder.id)
+        takers = f"worker {only}" if only else _count(facts.workers["fits"], "worker")
         found.append(Reason("claimable", f"Nothing keeps it: {takers} could take it, and will when asking for work."))
     yield from found
 

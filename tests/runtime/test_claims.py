@@ -6,11 +6,12 @@ import pytest
 import trio
 
 from bloomd.runtime import claims, completion, leases, queue, releases, tasks, workers
-from bloomd.runtime.claims import Claim, WaitingRoom, claim
+from bloomd.runtime.claims import Claim, claim
 from bloomd.runtime.heartbeats import Beat, heartbeat, heartbeat_many
 from bloomd.runtime.model import Completion, Retry
 from bloomd.runtime.refusals import LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 from bloomd.runtime.releases import Release
+from bloomd.runtime.waiting_room import WaitingRoom
 from bloomd.runtime.wakeups import Wakeups
 
 RETRY = Retry(0.001, 0.001)
@@ -171,7 +172,7 @@ class TestContexts:
         await new_task("a2", context_id="a")
         [first] = await claim(db, Claim("s1", 8), actor="test")
         await completion.complete(db, first.task.id, Completion(status="success"), retry=RETRY, actor="test")
-        assert await take(db, "s2") == ["a2"]
+        assert await take(db, "s1") == ["a2"]
 
     async def test_also_at_once(self, db, serial, sql):
         await tasks.create(db, [tasks.NewTask(prompt=str(n), context_id=f"c{n % 5}") for n in range(60)], actor="test")

@@ -30,22 +30,19 @@ CREATE TABLE conversations (
     at        bigint  NOT NULL
 );
 
--- Whether another worker has the conversation of this task and will take the task: now, or as soon as it has room.
-CREATE FUNCTION bloom_is_held_elsewhere(
-    worker_id varchar, context_id varchar, pinned_worker_id varchar, labels jsonb
-) RETURNS boolean
+-- The worker that has the conversation of a task's context and will take the task: now, or as soon as it has room.
+CREATE FUNCTION bloom_holder(context_id varchar, pinned_worker_id varchar, labels jsonb) RETURNS varchar
 LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 BEGIN
-    RETURN context_id <> '' AND EXISTS (
-        SELECT
+    RETURN (
+        SELECT holder.id
           FROM conversations
           JOIN workers AS holder ON holder.id = conversations.worker_id
-         WHERE conversations.context = md5(bloom_is_held_elsewhere.context_id)
-           AND conversations.worker_id <> bloom_is_held_elsewhere.worker_id
-           AND coalesce(holder.capabilities -> 'sessions' = 'true'::jsonb, false)
+         WHERE bloom_holder.context_id <> ''
+           AND conversations.context = md5(bloom_holder.context_id)
+           AND holder.capabilities -> 'sessions' = 'true'::jsonb
            AND coalesce(bloom_misfit(holder.id, holder.status, holder.capabilities, holder.active_leases,
                                      holder.capacity, holder.cordoned, holder.draining,
-                                     bloom_is_held_elsewhere.pinned_worker_id, bloom_is_held_elsewhere.labels),
-                        'full') = 'full');
+                                     bloom_holder.pinned_worker_id, bloom_holder.labels), 'full') = 'full');
 END
 $$;

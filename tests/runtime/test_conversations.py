@@ -1,0 +1,133 @@
+"""The conversation of a context stays with the worker that has it, beyond the lease, for as long as it is there."""
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from bloomd.runtime import claims, completion, tasks, waiting_room, workers
+from bloomd.runtime.claims import Claim
+from bloomd.runtime.explain import explain
+from bloomd.runtime.leases import lease
+from bloomd.runtime.model import Completion, Retry
+from bloomd.runtime.tasks import Id
+
+
+@pytest.fixture
+async def two(new_worker, sql):
+    """Workers that keep sessions."""
+    await new_worker("w1")
+    await new_worker("w2")
+    sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
+
+
+@pytest.fixture
+def claim(db):
+    """Claim for a worker; the prompts that it gets."""
+
+    async def claim(worker, max=1):
+        return [got.task.prompt for got in await claims.claim(db, Claim(worker, max), actor="test")]
+
+    return claim
+
+
+@pytest.fixture
+def finish(db):
+    """End what a worker has."""
+
+    async def finish(worker, status="success"):
+        for held in await workers.active_leases(db, worker):
+            said = Completion(status=status, output="Hello", lease_id=held.id)
+            await completion.complete(db, held.task_id, said, retry=Retry(0.001, 0.001), actor="test")
+
+    return finish
+
+
+@pytest.fixture
+async def talk(two, new_task, claim, finish):
+    """A conversation that w1 has."""
+    await new_task("first", context_id="c")
+    assert await claim("w1") == ["first"]
+    await finish("w1")
+
+
+async def test_the_next_of_the_context_is_for_who_has_the_conversation(talk, new_task, claim):
+    await new_task("second", context_id="c")
+    await new_task("other", context_id="d")
+    assert await claim("w2", 2) == ["other"]
+    assert await claim("w1") == ["second"]
+
+
+async def test_it_waits_for_a_worker_that_is_full(talk, db, new_task, claim, finish):
+    await new_task("other", priority=9)
+    assert await claim("w1") == ["other"]
+    second = await new_task("second", context_id="c")
+    assert await claim("w2") == []
+    [reason] = (await explain(db, second.id)).reasons
+    assert reason.code == "conversation"
+    assert reason.sentence == "It waits for worker w1, which has the conversation of its context and no room now."
+    await finish("w1")
+    [reason] = (await explain(db, second.id)).reasons
+    assert (reason.code, "worker w1 could take it" in reason.sentence) == ("claimable", True)
+    assert await claim("w1") == ["second"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "UPDATE workers SET status = 'offline' WHERE id = 'w1'",
+        "UPDATE workers SET cordoned = true WHERE id = 'w1'",
+        "UPDATE workers SET draining = true WHERE id = 'w1'",
+        "UPDATE workers SET capabilities = capabilities - 'sessions' WHERE id = 'w1'",
+        "UPDATE workers SET capabilities = capabilities || '{\"claude_cli\": false}' WHERE id = 'w1'",
+        "DELETE FROM workers WHERE id = 'w1'",
+    ],
+)
+async def test_when_that_worker_is_gone_another_begins_anew(talk, new_task, claim, finish, sql, gone):
+    sql(gone)
+    await new_task("second", context_id="c")
+    assert await claim("w2") == ["second"]
+    await finish("w2")
+    back = """capabilities || '{"sessions": true, "claude_cli": true}'"""
+    sql(f"UPDATE workers SET status = 'online', cordoned = false, draining = false, capabilities = {back}")
+    await new_task("third", context_id="c")
+    assert await claim("w1") == []
+    assert await claim("w2") == ["third"]
+
+
+async def test_a_task_that_it_cannot_do_is_for_others(talk, new_task, claim, sql):
+    sql("""UPDATE workers SET capabilities = capabilities || '{"labels": ["gpu"]}' WHERE id = 'w2'""")
+    await new_task("with a label", context_id="c", labels=["gpu"])
+    assert await claim("w2") == ["with a label"]
+
+
+async def test_a_pin_comes_before_it(talk, new_task, claim):
+    await new_task("pinned", context_id="c", pinned_worker_id="w2")
+    assert await claim("w2") == ["pinned"]
+
+
+async def test_an_attempt_that_failed_keeps_nobody_else_away(two, db, new_task, claim, finish, sql):
+    await new_task("first", context_id="c")
+    assert await claim("w1") == ["first"]
+    await finish("w1", "error")
+    sql("UPDATE llm_tasks SET retry_at = NULL, ready = true")
+    assert await claim("w2") == ["first"]
+
+
+async def test_who_keeps_no_sessions_does_not_care(talk, db, new_task, new_worker, claim):
+    await new_worker("w3")
+    await new_task("second", context_id="c")
+    assert await claim("w3") == ["second"]
+    third = await new_task("third", context_id="c")
+    assert (await lease(db, third.id, worker_id="w2", actor="test")).worker.id == "w2"
+
+
+async def test_who_has_the_conversation_is_called(talk, db, new_task):
+    waiting = Jsonb([{"id": "w2", "labels": None}, {"id": "w1", "labels": None}])
+
+    async def called():
+        return {each.id for each in await db.rows(Id, waiting_room.COULD_CLAIM, waiting=waiting, many=64)}
+
+    second = await new_task("second", context_id="c")
+    assert await called() == {"w1"}
+    await tasks.cancel(db, second.id, actor="test")
+    await new_task("other", context_id="d")
+    assert await called() == {"w2"}
