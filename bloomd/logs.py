@@ -18,8 +18,9 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # A shorter secret would blot out half of every line; such a key protects nothing anyway.
 MIN_SECRET = 6
 
-# API keys with names (`runtime/keys.py`) are known by their form only: one may come in a path, by somebody's mistake.
-_NAMED_KEY = re.compile(r"bloom_[A-Za-z0-9_-]{43}")
+# API keys with names and what workers have (`runtime/keys.py`, `runtime/tokens.py`) are known by their form only: one
+# may come in a path, by somebody's mistake.
+_NAMED_KEY = re.compile(r"bloom[ew]?_[A-Za-z0-9_-]{43}")
 
 
 class Logs:
@@ -67,7 +68,7 @@ class Logs:
 
 
 def without_named_keys(text: str) -> str:
-    """The text with whatever has the form of a named API key blotted out."""
+    """The text with whatever has the form of a named API key, a token or an enrolment code blotted out."""
     return _NAMED_KEY.sub("****", text)
 
 

@@ -23,12 +23,14 @@ from bloomd.runtime.database import Database
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound, Refusal
 
-# 32 bytes of chance, as 43 characters; the beginning tells people and scanners of repositories what they look at.
+# 32 bytes of chance, as 43 characters; the beginning tells people and scanners of repositories what they look at: a
+# key, or with one letter more what a worker has (`tokens.py`).
 PREFIX = "bloom_"
 RANDOM_BYTES = 32
-_SECRET = re.compile(rb"bloom_[A-Za-z0-9_-]{43}")
+_SECRET = re.compile(rb"bloom[ew]?_[A-Za-z0-9_-]{43}")
 
-# Begins so that it is neither `..` in a path nor an option on a command line.
+# Begins so that it is neither `..` in a path nor an option on a command line. It has no colon: in the audit trail,
+# `worker:NAME` is a worker by its token.
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 
 # Actors of the audit trail that are no keys.
@@ -124,7 +126,9 @@ class _Added(msgspec.Struct, frozen=True):
     created_by: str
 
 
-class _Hash(msgspec.Struct, frozen=True):
+class Holder(msgspec.Struct, frozen=True):
+    """The hash of a secret, and the name of who has it."""
+
     hash: str
     name: str
 
@@ -134,8 +138,13 @@ def digest(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()
 
 
+def new_secret(prefix: str) -> str:
+    """One that nobody has ever seen."""
+    return prefix + secrets.token_urlsafe(RANDOM_BYTES)
+
+
 def is_secret(text: bytes) -> bool:
-    """Whether this has the form of a secret of ours."""
+    """Whether this has the form of a secret of ours: of a key, a worker's token or an enrolment."""
     return _SECRET.fullmatch(text) is not None
 
 
@@ -159,7 +168,7 @@ async def add(database: Database, name: str, *, actor: str) -> MadeKey:
     """
     if problem := name_problem(name):
         raise BadName(f"The name {problem}")
-    secret = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
+    secret = new_secret(PREFIX)
     added = await database.change(_Added, ADD, name=name, hash=digest(secret.encode()), actor=actor)
     if not added:
         raise Conflict(f"There is a key named {name} already; remove it first, or choose another name")
@@ -173,7 +182,7 @@ async def remove(database: Database, name: str, *, actor: str) -> str:
     Raises:
         NotFound: there is none of this name.
     """
-    removed = await database.change(_Hash, REMOVE, name=name, actor=actor)
+    removed = await database.change(Holder, REMOVE, name=name, actor=actor)
     if not removed:
         raise NotFound("Key not found")
     return removed[0].hash
@@ -187,7 +196,7 @@ async def listing(database: Database, page: Page | None = None) -> list[Key]:
 
 async def names_by_hash(database: Database) -> dict[str, str]:
     """All valid keys."""
-    return {row.hash: row.name for row in await database.rows(_Hash, HASHES)}
+    return {row.hash: row.name for row in await database.rows(Holder, HASHES)}
 
 
 async def note_uses(database: Database, seconds_ago: Mapping[str, float]) -> None:
