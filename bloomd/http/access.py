@@ -3,6 +3,9 @@
 Nothing is open but `OPEN`, by exact path: whatever way of spelling a path there is, it needs a key. Keys are
 `http.api_key`, and those with names (`runtime/keyring.py`).
 
+A worker's token, in the place of a key, opens `OF_WORKERS`, and nothing else beside what is open anyway. The routes
+behind it do it for that worker's own leases only (`requests.worker_of`).
+
 When there is neither (development) everything is allowed to whoever reaches the port, so two checks keep web pages
 elsewhere from reaching it through a browser: `Host` must be a loopback name or one that is configured (DNS rebinding),
 and an `Origin`, when there is one, must be the server's own (cross-site requests). As long as it is not known whether
@@ -10,11 +13,13 @@ there are keys with names, because the database has been away since the start, n
 """
 
 import hmac
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import msgspec
+import trio
 
 from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.limits import Limiter
@@ -23,14 +28,30 @@ from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.keys import is_secret
 from bloomd.settings.model import Http
 
+# Open to whoever has an enrolment code in the body or, for the other one alone, in the query: the routes judge it.
+EXCHANGE = ("POST", "/api/runtime/enrolments/exchange")
+BY_CODE = ("GET", "/api/runtime/agent-install-script")
+
 OPEN = frozenset(
     {
         ("GET", "/api/runtime/health"),
         ("GET", "/ready"),
         ("GET", "/api/runtime/ready"),
         ("POST", "/api/runtime/test-connection"),
+        EXCHANGE,
     }
 )
+
+# What a worker does, and where its program comes from.
+OF_WORKERS = re.compile(
+    r"POST /api/runtime/(workers|leases/(claim|heartbeat|complete|release))"
+    r"|POST (/l/[^/]+)?/api/runtime/llm-tasks/[^/]+/(heartbeat|complete)"
+    r"|PUT /api/runtime/leases/[^/]+/artifacts/[^/]+"
+    r"|GET /api/runtime/agent-package/[^/]+"
+)
+
+# A change of keys is told; one of the configured key by a reload is noticed after so long.
+LOOK_SECONDS = 15.0
 
 UNIX = "unix:"
 ANONYMOUS = "anonymous"
@@ -47,16 +68,25 @@ class Caller(msgspec.Struct, frozen=True):
     actor: str
     """The name in the audit log."""
     authenticated: bool
+    worker: str | None = None
+    """Whose token it was."""
 
 
 def is_off(http: Http, keys: KeyRing) -> bool:
-    """Whether no key is needed, because there is none."""
+    """Whether no key is needed, because there is none, and no worker's token either (`KeyRing.empty` says why)."""
     return http.api_key is None and keys.empty
 
 
-def may_stay(scope: Scope, http: Http, keys: KeyRing) -> bool:
-    """Whether the request that was let in a while ago would be let in now, by its key or for want of any."""
-    return is_off(http, keys) or _name_of_key(scope, http.api_key, keys) is not None
+async def until_refused(scope: Scope, settings: Callable[[], Http], keys: KeyRing) -> None:
+    """Return when a request that was let in a while ago would not be let in now: its key or token is one no longer, or
+    one is needed from now on."""
+    while True:
+        changed = keys.changed
+        http = settings()
+        if not (is_off(http, keys) or _name_of_key(scope, http.api_key, keys) or _worker_of(scope, keys)):
+            return
+        with trio.move_on_after(LOOK_SECONDS):
+            await changed.wait()
 
 
 def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
@@ -65,6 +95,8 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
     failed_logins = Limiter(limit=20, seconds=60)
     # Monitors and load balancers ask every second or so, each from its own address.
     unauthenticated = Limiter(limit=300, seconds=60)
+    # Nobody guesses a code; each try asks the database, though. Many machines may come from one address at once.
+    with_code = Limiter(limit=60, seconds=60)
 
     def admit(scope: Scope) -> Caller:
         http = settings()
@@ -78,11 +110,24 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
         if name := _name_of_key(scope, http.api_key, keys):
             return msgspec.structs.replace(stranger, actor=name, authenticated=True)
         method, path = scope["method"], scope["path"]
+        worker = _worker_of(scope, keys)
+        if worker is not None and OF_WORKERS.fullmatch(f"{method} {path}"):
+            return Caller(client, doubtful, f"worker:{worker}", authenticated=True, worker=worker)
+        if (method, path) == EXCHANGE or ((method, path) == BY_CODE and b"code=" in scope["query_string"]):
+            with_code.spend(client)
+            return stranger
         if (method, path) in OPEN:
             unauthenticated.spend(client)
             return stranger
         if path == "/metrics" and may_read_metrics(stranger, http.metrics_allow):
             return stranger
+        if worker is not None:
+            raise Problem(
+                403,
+                "A worker's token allows its worker to register, claim, heartbeat, complete, release and upload, and "
+                "nothing else; use an API key",
+                type="not-for-workers",
+            )
         if not keys.known and (http.api_key is None or any(map(is_secret, _secrets(scope)))):
             raise Problem(
                 503,
@@ -92,12 +137,7 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
                 headers={"retry-after": str(RETRY_AFTER_SECONDS)},
             )
         failed_logins.spend(client)
-        raise Problem(
-            401,
-            "Send the API key in the X-Runtime-API-Key header, or as Authorization: Bearer",
-            type="unauthorized",
-            headers={"www-authenticate": 'Bearer realm="bloomd"'},
-        )
+        raise unauthorized("Send the API key in the X-Runtime-API-Key header, or as Authorization: Bearer")
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -141,6 +181,11 @@ def may_read_metrics(caller: Caller, allowed: tuple[str, ...]) -> bool:
     return not caller.doubtful and _within(caller.client, _networks(allowed)[0])
 
 
+def unauthorized(detail: str) -> Problem:
+    """The answer to who has not shown that he may."""
+    return Problem(401, detail, type="unauthorized", headers={"www-authenticate": 'Bearer realm="bloomd"'})
+
+
 def _name_of_key(scope: Scope, key: str | None, keys: KeyRing) -> str | None:
     """The actor to whom a valid key in the headers belongs; None without one."""
     for secret in _secrets(scope):
@@ -149,6 +194,11 @@ def _name_of_key(scope: Scope, key: str | None, keys: KeyRing) -> str | None:
         if name := keys.name_of(secret):
             return name
     return None
+
+
+def _worker_of(scope: Scope, keys: KeyRing) -> str | None:
+    """The worker whose token is in the headers; None without one."""
+    return next((worker for secret in _secrets(scope) if (worker := keys.worker_of(secret))), None)
 
 
 def _secrets(scope: Scope) -> Iterator[bytes]:

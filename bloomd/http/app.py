@@ -31,6 +31,7 @@ from bloomd.http.routes import (
     queue,
     schema,
     tasks,
+    tokens,
     workers,
 )
 from bloomd.node import Node
@@ -40,6 +41,7 @@ RESOURCES = (
     health,
     config,
     workers,
+    tokens,
     tasks,
     bulk,
     leases,

@@ -38,6 +38,18 @@ def actor(request: Req) -> str:
     return caller(request).actor
 
 
+def worker_of(request: Req, named: str | None) -> str | None:
+    """The worker for whom something is done: the one of the token, or with a key the one that is named, if any.
+
+    Raises:
+        Problem: 403, a worker speaks for another one.
+    """
+    own = caller(request).worker
+    if own is not None and named is not None and named != own:
+        raise Problem(403, f"This is a token of the worker {own}, which speaks for no other", type="not-your-worker")
+    return own or named
+
+
 def chosen(name: str, value: Row | None, request: Req) -> Row | None:
     """A filter of the query, of one of some words; None without it.
 

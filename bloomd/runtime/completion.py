@@ -165,6 +165,7 @@ SELECT to_jsonb(llm_tasks) || llm_results.task_state AS task, to_jsonb(runtime_a
   JOIN llm_tasks ON llm_tasks.id = llm_results.task_id
   JOIN runtime_artifacts ON runtime_artifacts.id = llm_results.artifact_id
  WHERE llm_results.lease_id = %(lease_id)s AND llm_results.task_id = %(task_id)s
+   AND (%(worker_id)s::varchar IS NULL OR llm_results.worker_id = %(worker_id)s)
 """
 
 
@@ -213,7 +214,13 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
             return Completed(done.task, done.artifact, done.result)
         if completion.lease_id is None:
             return None
-        return await database.row(Completed, COMPLETED_BEFORE, task_id=task_id, lease_id=completion.lease_id)
+        return await database.row(
+            Completed,
+            COMPLETED_BEFORE,
+            task_id=task_id,
+            lease_id=completion.lease_id,
+            worker_id=completion.worker_id,
+        )
 
     async def refuse() -> None:
         task = await tasks.one(database, task_id)

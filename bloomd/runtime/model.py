@@ -135,6 +135,8 @@ class AuditEntry(msgspec.Struct, frozen=True):
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 WorkerName = Annotated[str, Meta(min_length=1, max_length=128)]
+# Stands in paths and on terminals: no slash, no control character.
+NewWorkerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[^/\x00-\x1f\x7f]+\Z")]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 EpochMs = Annotated[int, Meta(ge=0, le=253_402_300_799_000)]  # the end of the year 9999
 
@@ -164,8 +166,7 @@ class NewTask(msgspec.Struct, frozen=True):
 class NewWorker(msgspec.Struct, frozen=True):
     """What a worker, or somebody for it, says to register. What is not said keeps what is known."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[^/\x00-\x1f\x7f]+\Z")]
-    """Stands in paths and on terminals: no slash, no control character."""
+    name: NewWorkerName
     url: Annotated[str, Meta(pattern=r"\A(https?://[^\s/?#@]+([/?#]\S*)?)?\Z", max_length=2048)] | None = None
     status: WorkerStatus | None = None
     capabilities: "Capabilities | None" = None

@@ -10,18 +10,20 @@ from psycopg.types.json import Jsonb
 from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided, refuse_lost, settled
-from bloomd.runtime.model import Lease, Name
+from bloomd.runtime.model import Lease, Name, WorkerName
 from bloomd.runtime.refusals import Refusal
 
 # What is not given back has no row in the answer.
 RELEASE = """
 WITH asked AS (
-    SELECT DISTINCT ON (task_id) leases.task_id, back.lease_id AS asked_lease_id, back.reason, back.retry_after_seconds
-      FROM jsonb_to_recordset(%(back)s) AS back (lease_id varchar, reason varchar, retry_after_seconds numeric)
+    SELECT DISTINCT ON (task_id)
+           leases.task_id, back.lease_id AS asked_lease_id, back.worker_id, back.reason, back.retry_after_seconds
+      FROM jsonb_to_recordset(%(back)s) AS back (
+               lease_id varchar, worker_id varchar, reason varchar, retry_after_seconds numeric)
       JOIN leases ON leases.id = back.lease_id
      ORDER BY task_id
 ), task AS (
-    SELECT llm_tasks.id, llm_tasks.lease_id, asked.reason, asked.retry_after_seconds
+    SELECT llm_tasks.id, llm_tasks.lease_id, asked.worker_id, asked.reason, asked.retry_after_seconds
       FROM llm_tasks
       JOIN asked ON asked.task_id = llm_tasks.id
      WHERE llm_tasks.status || '' IN ('leased', 'running')
@@ -35,6 +37,7 @@ WITH asked AS (
      WHERE leases.id = task.lease_id
        AND leases.status || '' = 'active'
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
+       AND leases.worker_id = coalesce(task.worker_id, leases.worker_id)
     RETURNING leases.*, (task.retry_after_seconds * 1000)::bigint AS retry_after_ms
 ), moved AS (
     UPDATE llm_tasks
@@ -58,7 +61,11 @@ SELECT * FROM lease
 
 
 RELEASED_BEFORE = """
-SELECT * FROM leases WHERE id = %(id)s AND outcome = 'released'
+SELECT *
+  FROM leases
+ WHERE id = %(id)s
+   AND outcome = 'released'
+   AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
 """
 
 
@@ -71,6 +78,8 @@ class Release(msgspec.Struct, frozen=True):
         Annotated[int, Meta(ge=0, le=7 * 86400)] | Annotated[float, Meta(ge=0, le=7 * 86400)] | None
     ) = None
     """Nobody gets the task before that; 0 for at once."""
+    worker_id: WorkerName | None = None
+    """When named, the lease must be this worker's."""
 
 
 async def release(database: Database, back: Sequence[Release], *, actor: str) -> list[Lease | Refusal]:
@@ -89,11 +98,13 @@ async def _release_alone(database: Database, back: Release, actor: str) -> Lease
 
     async def give_back() -> Lease | None:
         given = await _give_back(database, [back], actor)
-        return given[0] if given else await database.row(Lease, RELEASED_BEFORE, id=back.lease_id)
+        if given:
+            return given[0]
+        return await database.row(Lease, RELEASED_BEFORE, id=back.lease_id, worker_id=back.worker_id)
 
     async def refuse() -> None:
         task = await tasks.one(database, task_id)
-        await refuse_lost(database, task, back.lease_id, None)
+        await refuse_lost(database, task, back.lease_id, back.worker_id)
 
     return await decided(give_back, refuse)
 

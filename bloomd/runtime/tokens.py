@@ -23,7 +23,7 @@ from bloomd.runtime import workers
 from bloomd.runtime.database import Database
 from bloomd.runtime.ids import new_id
 from bloomd.runtime.keys import Holder, digest, new_secret
-from bloomd.runtime.model import NewWorker
+from bloomd.runtime.model import NewWorkerName
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import NotFound, Refusal
 
@@ -293,6 +293,6 @@ def _code_hash(code: str) -> str:
 
 def _check_name(worker: str) -> None:
     try:
-        msgspec.convert({"name": worker}, NewWorker)
+        msgspec.convert(worker, NewWorkerName)
     except msgspec.ValidationError as error:
-        raise BadWorker(f"No worker can have this name: {str(error).partition(' - at ')[0]}") from error
+        raise BadWorker(f"No worker can have this name: {error}") from error

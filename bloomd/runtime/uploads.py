@@ -29,7 +29,7 @@ from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided, refuse_lost
 from bloomd.runtime.ids import new_id
-from bloomd.runtime.model import Artifact, Label, Name
+from bloomd.runtime.model import Artifact, Label, Name, WorkerName
 from bloomd.runtime.refusals import Conflict, Refusal
 from bloomd.runtime.tasks import Id
 
@@ -79,6 +79,7 @@ WITH task AS (
       JOIN task ON task.lease_id = leases.id
      WHERE leases.status || '' = 'active'
        AND least(leases.expires_at, leases.deadline_at) > bloom_now_ms()
+       AND (%(worker_id)s::varchar IS NULL OR leases.worker_id = %(worker_id)s)
        FOR UPDATE OF leases
 ), artifact AS (
     INSERT INTO runtime_artifacts (id, task_id, type, created_at, finalized, entity_refs, tags, content,
@@ -102,7 +103,12 @@ SELECT * FROM artifact
 """
 
 OF_NAME = """
-SELECT * FROM runtime_artifacts WHERE lease_id = %(lease_id)s AND name = %(name)s
+SELECT runtime_artifacts.*
+  FROM runtime_artifacts
+  JOIN leases ON leases.id = runtime_artifacts.lease_id
+ WHERE runtime_artifacts.lease_id = %(lease_id)s
+   AND runtime_artifacts.name = %(name)s
+   AND (%(worker_id)s::varchar IS NULL OR leases.worker_id = %(worker_id)s)
 """
 
 UNDER_LEASE = """
@@ -166,6 +172,8 @@ class NewArtifact(msgspec.Struct, frozen=True):
     type: Name = "UPLOAD"
     tags: Annotated[list[Label], Meta(max_length=64)] = []
     content_type: Annotated[str, Meta(max_length=255, pattern=r"\A[!-~]+/[ -~]+\Z")] | None = None
+    worker_id: WorkerName | None = None
+    """When named, the lease must be this worker's."""
 
 
 class Uploaded(msgspec.Struct, frozen=True):
@@ -220,7 +228,7 @@ async def upload(database: Database, said: NewArtifact, read: Read, *, actor: st
         return Uploaded(first, new=False) if first and first.sha256 == content.sha256 else None
 
     async def refuse() -> None:
-        await _refuse_lost(database, said.lease_id)
+        await _refuse_lost(database, said)
         if await _of_name(database, said):
             raise Conflict(f"This lease has an artifact {said.name!r} with other content; take another name")
 
@@ -266,7 +274,7 @@ async def _receive(database: Database, id: str, said: NewArtifact, read: Read) -
             waiting += data
             while len(waiting) > PIECE_BYTES:
                 if stored == 0 and await _of_name(database, said) is None:
-                    await _refuse_lost(database, said.lease_id)
+                    await _refuse_lost(database, said)
                 await _store(database, id, said, stored, bytes(waiting[:PIECE_BYTES]))
                 stored += PIECE_BYTES
                 del waiting[:PIECE_BYTES]
@@ -295,12 +303,12 @@ async def _take_away(database: Database, id: str) -> None:
 
 
 async def _of_name(database: Database, said: NewArtifact) -> Artifact | None:
-    return await database.row(Artifact, OF_NAME, lease_id=said.lease_id, name=said.name)
+    return await database.row(Artifact, OF_NAME, lease_id=said.lease_id, name=said.name, worker_id=said.worker_id)
 
 
-async def _refuse_lost(database: Database, lease_id: str) -> None:
-    task = await tasks.one(database, await tasks.of_lease(database, lease_id))
-    await refuse_lost(database, task, lease_id, None)
+async def _refuse_lost(database: Database, said: NewArtifact) -> None:
+    task = await tasks.one(database, await tasks.of_lease(database, said.lease_id))
+    await refuse_lost(database, task, said.lease_id, said.worker_id)
 
 
 def _as_text(data: bytearray) -> str | None:

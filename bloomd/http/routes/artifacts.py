@@ -15,7 +15,7 @@ from bloomd.http.answers import Json
 from bloomd.http.asgi import Receive, Scope, Send
 from bloomd.http.bodies import convert, in_pieces
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of, worker_of
 from bloomd.runtime import artifacts, uploads
 from bloomd.runtime.artifacts import Content
 from bloomd.runtime.model import Artifact
@@ -96,9 +96,10 @@ async def upload(
     """The body is the content, of any Content-Type. 200 when the same content was uploaded under this name before."""
     content_type = request.headers.get("content-type")
     said = {"lease_id": lease_id, "name": name, "type": type, "tags": tag or [], "content_type": content_type}
+    own = said | {"worker_id": worker_of(request, None)}
     body = in_pieces(request)
     try:
-        done = await uploads.upload(node_of(request).database, convert(said, NewArtifact), body, actor=actor(request))
+        done = await uploads.upload(node_of(request).database, convert(own, NewArtifact), body, actor=actor(request))
     except Refusal:
         while await body():  # who is still sending would not hear why
             pass

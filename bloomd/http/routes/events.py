@@ -16,7 +16,7 @@ from litestar.params import HeaderParameter, Parameter
 from litestar.types import ASGIApp
 
 from bloomd.errors import Unavailable
-from bloomd.http.access import may_stay
+from bloomd.http.access import until_refused
 from bloomd.http.asgi import Receive, Scope, Send
 from bloomd.http.problems import FieldError, Problem
 from bloomd.http.requests import Req, node_of
@@ -88,15 +88,16 @@ class EventStream:
         Raises:
             Unavailable: the database is away, and nothing has been sent yet.
         """
-        async with self._node.feed.subscribe(self._after, types=self._types, entity_id=self._entity_id) as subscription:
+        node = self._node
+        async with node.feed.subscribe(self._after, types=self._types, entity_id=self._entity_id) as subscription:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             if not scope["state"]["head"]:
                 async with trio.open_nursery() as nursery:
                     end = nursery.cancel_scope.cancel
-                    nursery.start_soon(_after, self._node.stopping.wait, end)
+                    nursery.start_soon(_after, node.stopping.wait, end)
                     nursery.start_soon(_after, subscription.dropped.wait, end)
                     nursery.start_soon(_after, lambda: self._disconnect(receive), end)
-                    nursery.start_soon(_after, lambda: self._refused(scope), end)
+                    nursery.start_soon(_after, lambda: until_refused(scope, lambda: node.settings.http, node.keys), end)
                     await self._stream(subscription, send)
                     end()
         if not (self._writing or self._gone):
@@ -124,15 +125,6 @@ class EventStream:
         with trio.fail_after(STALL_SECONDS):
             await send({"type": "http.response.body", "body": content, "more_body": True})
         self._writing = False
-
-    async def _refused(self, scope: Scope) -> None:
-        """Return when the key that let this reader in is one no longer, or when one is needed from now on."""
-        while True:
-            changed = self._node.keys.changed
-            if not may_stay(scope, self._node.settings.http, self._node.keys):
-                return
-            with trio.move_on_after(KEEPALIVE_SECONDS):  # a reload changes the configured key
-                await changed.wait()
 
     async def _disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -1,6 +1,6 @@
 """Leases: for workers that ask for tasks themselves, and do all else with many of them at once."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import msgspec
 import trio
@@ -8,9 +8,11 @@ from litestar import Response, get, post
 from msgspec import Meta
 
 from bloomd.errors import Unavailable
+from bloomd.http.access import unauthorized, until_refused
+from bloomd.http.asgi import Scope
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem, problem_of
-from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of, worker_of
 from bloomd.http.routes.tasks import retry_of, tell_progress
 from bloomd.runtime import completion, leases, releases
 from bloomd.runtime.claims import Claim, Claimed
@@ -24,6 +26,7 @@ from bloomd.runtime.releases import Release
 MAX_MANY = 500
 
 Item = TypeVar("Item", bound=msgspec.Struct)
+Own = TypeVar("Own", "LeaseCompletion", Release)
 
 
 class ClaimRequest(msgspec.Struct, frozen=True):
@@ -92,13 +95,23 @@ async def listing(
 async def claim(request: Req) -> ClaimAnswer:
     """Up to `max`, as far as the worker has room. Empty when there is nothing for it within `wait_seconds`."""
     body = await read(request, ClaimRequest)
+    worker_of(request, body.worker_id)
     asked = Claim(body.worker_id, body.max, body.labels, body.ttl_seconds)
-    room = node_of(request).waiting_room
-    answer: list[Claimed] | Refusal | Unavailable = []
+    node = node_of(request)
+    answer: list[Claimed] | Refusal | Unavailable | Problem = []
+
+    async def refuse() -> None:
+        nonlocal answer
+        await until_refused(cast("Scope", request.scope), lambda: node.settings.http, node.keys)
+        answer = unauthorized("The key or token of this request counts no longer")
+        nursery.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
+        if body.wait_seconds:
+            nursery.start_soon(refuse)
         try:
-            answer = await room.claim(asked, wait_seconds=body.wait_seconds, actor=actor(request))
+            answer = await node.waiting_room.claim(asked, wait_seconds=body.wait_seconds, actor=actor(request))
         except (Refusal, Unavailable) as error:
             answer = error
         nursery.cancel_scope.cancel()
@@ -116,7 +129,7 @@ async def claim(request: Req) -> ClaimAnswer:
 async def heartbeat(request: Req) -> list[LeaseOutcome]:
     """One outcome each, in order."""
     many = await _read_many(request, LeaseHeartbeat)
-    beats = [Beat(each.lease_id, each.worker_id, each.progress) for each in many]
+    beats = [Beat(each.lease_id, worker_of(request, each.worker_id), each.progress) for each in many]
     node = node_of(request)
     answers = await heartbeat_many(node.database, beats, actor=actor(request))
     for beat, answer in zip(beats, answers, strict=True):
@@ -139,7 +152,7 @@ async def heartbeat(request: Req) -> list[LeaseOutcome]:
 async def complete(request: Req) -> list[LeaseOutcome]:
     """One outcome each, in order."""
     node = node_of(request)
-    many = await _read_many(request, LeaseCompletion)
+    many = await _read_many_own(request, LeaseCompletion)
     answers = await completion.complete_many(node.database, many, retry=retry_of(node), actor=actor(request))
     return [
         _refused(asked.lease_id, answer)
@@ -157,7 +170,7 @@ async def complete(request: Req) -> list[LeaseOutcome]:
 )
 async def release(request: Req) -> list[LeaseOutcome]:
     """They are queued again, and no attempt is counted. One outcome each, in order."""
-    many = await _read_many(request, Release)
+    many = await _read_many_own(request, Release)
     answers = await releases.release(node_of(request).database, many, actor=actor(request))
     return [
         _refused(asked.lease_id, answer)
@@ -172,6 +185,12 @@ async def _read_many(request: Req, type: type[Item]) -> list[Item]:
     if not 1 <= len(many) <= MAX_MANY:
         raise Problem(400, f"An array of 1 to {MAX_MANY} is expected, not of {len(many)}", type="invalid")
     return many
+
+
+async def _read_many_own(request: Req, type: type[Own]) -> list[Own]:
+    """The same, each for the worker that the request may speak for."""
+    many = await _read_many(request, type)
+    return [msgspec.structs.replace(each, worker_id=worker_of(request, each.worker_id)) for each in many]
 
 
 def _refused(lease_id: str, refusal: Refusal) -> LeaseOutcome:

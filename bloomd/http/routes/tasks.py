@@ -8,7 +8,7 @@ from litestar import Response, get, post
 from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of, worker_of
 from bloomd.node import Node
 from bloomd.runtime import completion, leases, tasks
 from bloomd.runtime.completion import Completed
@@ -215,7 +215,7 @@ async def cancel(request: Req, task_id: str) -> Task:
 
 
 async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAnswer:
-    beat = Beat(lease_id=body.lease_id, worker_id=body.worker_id, progress=body.progress)
+    beat = Beat(lease_id=body.lease_id, worker_id=worker_of(request, body.worker_id), progress=body.progress)
     node = node_of(request)
     lease = await heartbeat_once(node.database, task_id, beat, actor=actor(request))
     tell_progress(node, lease, beat)
@@ -224,7 +224,8 @@ async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAn
 
 async def _complete(request: Req, task_id: str, body: Completion) -> Completed:
     node = node_of(request)
-    return await completion.complete(node.database, task_id, body, retry=retry_of(node), actor=actor(request))
+    own = msgspec.structs.replace(body, worker_id=worker_of(request, body.worker_id))
+    return await completion.complete(node.database, task_id, own, retry=retry_of(node), actor=actor(request))
 
 
 def _same(in_path: str, in_body: str | None) -> str:

@@ -6,8 +6,9 @@ import msgspec
 from litestar import Response, delete, get, post
 
 from bloomd.http.answers import Json
-from bloomd.http.bodies import convert, read, read_json
-from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of
+from bloomd.http.bodies import convert, invalid, read, read_json
+from bloomd.http.problems import FieldError
+from bloomd.http.requests import Cursor, Limit, Req, actor, caller, chosen, node_of, page_of, worker_of
 from bloomd.http.routes.tasks import retry_of
 from bloomd.runtime import workers
 from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
@@ -44,9 +45,13 @@ async def one(request: Req, worker_id: str) -> WorkerWithLeases:
 
 @post("/api/runtime/workers", summary="Register a worker", opt={"body": NewWorker, "also": (200,)})
 async def register(request: Req) -> Response[Worker]:
-    """201 for a new worker, 200 for a known one. What is not sent keeps what is known."""
+    """201 for a new worker, 200 for a known one. What is not sent keeps what is known. With a token, only itself."""
     body = await read_json(request)
     new = convert(body, NewWorker)
+    worker_of(request, new.name)
+    if caller(request).worker is not None and new.url is not None:
+        message = "a worker may not say where it is called: the agent key would be sent there; an administrator may"
+        raise invalid([FieldError("url", message)])
     sent = cast("dict[str, Any]", body).get("capabilities")
     registered = await workers.register(node_of(request).database, new, capabilities=sent, actor=actor(request))
     return Json(registered.worker, status_code=201 if registered.new else 200)
