@@ -13,7 +13,7 @@ import httpcore
 import trio
 
 from bloomd.errors import Unavailable
-from bloomd.exchange import connect_anywhere
+from bloomd.exchange import connect_anywhere, why
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -39,16 +39,37 @@ async def connect(host: str, port: int, *, networks: tuple[str, ...]) -> httpcor
     Raises:
         Unavailable: none may be.
     """
-    addresses = await _addresses(host, port)
-    permitted = [address for address in addresses if allowed(address, networks)]
-    if not permitted:
-        raise Unavailable(f"{', '.join(addresses)} is outside workers.allowed_networks")
+    permitted = await _permitted(host, port, networks)
     for address in permitted[:-1]:
         try:
             return await connect_anywhere(address, port)
         except httpcore.ConnectError:
             continue
     return await connect_anywhere(permitted[-1], port)
+
+
+async def local_address(host: str, port: int, *, networks: tuple[str, ...]) -> str:
+    """The address of this machine from which the host is reached. Nothing is sent.
+
+    Raises:
+        Unavailable: the host has no address that may be and to which there is a way.
+    """
+    try:
+        permitted = await _permitted(host, port, networks)
+        family = socket.AF_INET6 if ":" in permitted[0] else socket.AF_INET
+        with trio.socket.socket(family, socket.SOCK_DGRAM) as probe:
+            await probe.connect((permitted[0], port))
+            return str(probe.getsockname()[0])
+    except (httpcore.ConnectError, OSError) as error:
+        raise Unavailable(why(error)) from error
+
+
+async def _permitted(host: str, port: int, networks: tuple[str, ...]) -> list[str]:
+    addresses = await _addresses(host, port)
+    permitted = [address for address in addresses if allowed(address, networks)]
+    if not permitted:
+        raise Unavailable(f"{', '.join(addresses)} is outside workers.allowed_networks")
+    return permitted
 
 
 async def _addresses(host: str, port: int) -> list[str]:

@@ -117,6 +117,7 @@ WITH asked AS (
        SET status = 'online', alive_at = worker.at, last_heartbeat = worker.at
       FROM worker
      WHERE workers.id = worker.id
+       AND %(sign_of_life)s
        AND (worker.status <> 'online' OR coalesce(workers.alive_at, 0) < worker.at - 1000)
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
@@ -129,7 +130,7 @@ WITH asked AS (
     UNION ALL
     SELECT gen_random_uuid(), at, 'worker.online', 'worker', id, 'bloomd', 'it completed a task'
       FROM worker
-     WHERE status <> 'online'
+     WHERE status <> 'online' AND %(sign_of_life)s
 )
 """
 
@@ -196,8 +197,12 @@ class _EndedNow(Ended, frozen=True):
     ran_ms: int
 
 
-async def complete(database: Database, task_id: str, completion: Completion, *, retry: Retry, actor: str) -> Completed:
+async def complete(
+    database: Database, task_id: str, completion: Completion, *, retry: Retry, actor: str, sign_of_life: bool = True
+) -> Completed:
     """End the task's current attempt with its result. Saying the same for the same lease again gives the first answer.
+
+    `sign_of_life`: whether it is the worker that says so, and not somebody who has had no answer from it.
 
     Raises:
         NotFound: no such task.
@@ -207,7 +212,9 @@ async def complete(database: Database, task_id: str, completion: Completion, *, 
 
     async def end() -> Completed | None:
         said = Jsonb([_said(0, completion, retry, task_id)])
-        ended = await database.change(_CompletedNow, COMPLETE_ONE, said=said, actor=actor, **retry.parameters)
+        ended = await database.change(
+            _CompletedNow, COMPLETE_ONE, said=said, actor=actor, sign_of_life=sign_of_life, **retry.parameters
+        )
         if ended:
             [done] = ended
             _note(database, done.result.status, done.task.status, done.task.attempts, done.ran_ms)
@@ -240,7 +247,9 @@ async def complete_many(
 ) -> list[Ended | Refusal]:
     """End many attempts at once, each named by its lease; for each what became of it, or why not, in order."""
     said = Jsonb([_said(place, completion, retry) for place, completion in enumerate(completions)])
-    ended = await database.change(_EndedNow, COMPLETE_MANY, said=said, actor=actor, **retry.parameters)
+    ended = await database.change(
+        _EndedNow, COMPLETE_MANY, said=said, actor=actor, sign_of_life=True, **retry.parameters
+    )
     for done in ended:
         _note(database, done.outcome, done.task_status, done.attempts, done.ran_ms)
     by_lease = {done.lease_id: _among_many(done) for done in ended}

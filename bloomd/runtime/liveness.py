@@ -2,9 +2,11 @@
 
 A worker is online while something vouches for it: what this runtime sees itself (a registration as online, a claim, a
 heartbeat, an answered health poll: `alive_at`), or Membridge saying `online` (`membridge_online_at`). Who has been
-silent for `workers.offline_after` goes offline. Values that a source does not send never overwrite what is known.
+silent for `workers.offline_after` goes offline, and at once who does not take the connections of pushes (`pushes.py`):
+Membridge cannot vouch for it then. Values that a source does not send never overwrite what is known.
 
-All of this is for the leader to find out (`leader.py`): what it says in an epoch that is over changes nothing.
+All of this is for the leader to find out (`leader.py`): what it says in an epoch that is over changes nothing. Only who
+is asked by hand how it is may be asked by any node.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,9 @@ from psycopg.types.json import Jsonb
 
 from bloomd.errors import Unavailable
 from bloomd.runtime.database import Database
+
+# The connections of pushes in a row that a worker does not take, with which it goes offline.
+TOO_OFTEN_UNREACHED = 3
 
 # One round of mirroring: every agent in one statement, and only rows that differ are written.
 MIRROR = """
@@ -32,6 +37,7 @@ WITH agent AS (
            coalesce(agent.node_id, known.node_id, agent.id) AS node_id,
            coalesce(agent.url, known.url, '') AS url,
            CASE WHEN agent.status IS NULL OR agent.status = 'unknown' THEN coalesce(known.status, 'unknown')
+                WHEN agent.status = 'online' AND known.unreached >= %(too_often)s THEN known.status
                 WHEN agent.status = 'online' THEN 'online'
                 WHEN known.alive_at > now_ms - %(offline_after_ms)s THEN known.status
                 ELSE agent.status END AS status,
@@ -113,12 +119,13 @@ WITH_URL = """
 SELECT id, url FROM workers WHERE url <> '' ORDER BY id
 """
 
+# Without an epoch somebody has asked by hand, who need not be the leader.
 POLLED = """
 WITH poll AS (
     SELECT *
       FROM jsonb_to_recordset(%(polls)s) AS poll (
                id varchar, ok boolean, version varchar, os_info varchar, capabilities jsonb, ip_addrs jsonb)
-     WHERE ok AND bloom_leads(%(epoch)s)
+     WHERE ok AND (%(epoch)s::bigint IS NULL OR bloom_leads(%(epoch)s))
 ), known AS MATERIALIZED (
     SELECT workers.id, workers.status
       FROM workers
@@ -133,18 +140,32 @@ WITH poll AS (
            agent_version  = coalesce(poll.version, workers.agent_version),
            os_info        = coalesce(poll.os_info, workers.os_info),
            capabilities   = workers.capabilities || coalesce(poll.capabilities, '{}'),
-           ip_addrs       = coalesce(poll.ip_addrs, workers.ip_addrs)
+           ip_addrs       = coalesce(poll.ip_addrs, workers.ip_addrs),
+           unreached      = 0
       FROM poll
       JOIN known ON known.id = poll.id
      WHERE workers.id = poll.id
     RETURNING workers.id, known.status AS before
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.online', 'worker', id, 'bloomd', 'it answered its health poll'
+    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.online', 'worker', id, %(actor)s, 'it answered its health poll'
       FROM alive
      WHERE before <> 'online'
 )
 SELECT before FROM alive
+"""
+
+# Somebody has asked by hand, and the worker did not answer.
+UNANSWERED = """
+WITH known AS MATERIALIZED (
+    SELECT id FROM workers WHERE id = %(id)s AND status <> 'offline' FOR UPDATE
+), silent AS (
+    UPDATE workers SET status = 'offline' FROM known WHERE workers.id = known.id RETURNING workers.id
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.offline', 'worker', id, %(actor)s, %(error)s FROM silent
+)
+SELECT id FROM silent
 """
 
 
@@ -186,7 +207,14 @@ async def mirror(database: Database, agents: Sequence[msgspec.Struct], epoch: in
     """
     listed = msgspec.to_builtins(agents)
     milliseconds = int(offline_after * 1000)
-    [done] = await database.rows(_Mirrored, MIRROR, agents=Jsonb(listed), offline_after_ms=milliseconds, epoch=epoch)
+    [done] = await database.rows(
+        _Mirrored,
+        MIRROR,
+        agents=Jsonb(listed),
+        offline_after_ms=milliseconds,
+        too_often=TOO_OFTEN_UNREACHED,
+        epoch=epoch,
+    )
     if not done.led:
         raise Unavailable(f"this node does not lead any more: epoch {epoch} is over")
     gone = await database.change(
@@ -229,7 +257,22 @@ async def with_url(database: Database) -> list[Target]:
 
 async def record_polls(database: Database, polls: Sequence[msgspec.Struct], epoch: int) -> None:
     """Note which workers answered their health poll (`PollResult` structs), and what they said of themselves."""
-    alive = await database.rows(_Polled, POLLED, polls=Jsonb(msgspec.to_builtins(polls)), epoch=epoch)
+    await _record(database, polls, epoch, "bloomd")
+
+
+async def record_answer(database: Database, poll: msgspec.Struct, *, actor: str) -> None:
+    """The same of one worker that somebody has asked by hand, whoever leads."""
+    await _record(database, [poll], None, actor)
+
+
+async def record_no_answer(database: Database, id: str, error: str, *, actor: str) -> None:
+    """Take a worker offline that has not answered somebody who asked by hand."""
+    await database.change(_Id, UNANSWERED, id=id, error=error, actor=actor)
+
+
+async def _record(database: Database, polls: Sequence[msgspec.Struct], epoch: int | None, actor: str) -> None:
+    listed = Jsonb(msgspec.to_builtins(polls))
+    alive = await database.rows(_Polled, POLLED, polls=listed, epoch=epoch, actor=actor)
     if any(worker.before != "online" for worker in alive):
         database.on_change()
         database.on_offer()
