@@ -92,6 +92,19 @@ WITH before AS (
 SELECT * FROM worker
 """
 
+# Its agent has gone from its machine: it is offline, and whatever may vouch for it yet, it gets no leases.
+RETIRE = """
+WITH worker AS (
+    UPDATE workers SET status = 'offline', cordoned = true WHERE id = %(id)s RETURNING id, active_leases
+), audit AS (
+    INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
+    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.agent-uninstalled', 'worker', id, %(actor)s,
+           'offline and cordoned, leases it holds: ' || active_leases
+      FROM worker
+)
+SELECT id FROM worker
+"""
+
 # The worker goes only when it holds nothing: `active_leases` is checked on the locked row.
 REMOVE = """
 WITH worker AS (
@@ -186,6 +199,11 @@ async def uncordon(database: Database, id: str, *, actor: str) -> Worker:
     worker = await _hold_back(database, id, "worker.uncordoned", cordoned=False, draining=False, actor=actor)
     database.on_offer()
     return worker
+
+
+async def retire(database: Database, id: str, *, actor: str) -> None:
+    """Expect nothing more of a worker whose agent was uninstalled. Its leases expire, and it may be removed."""
+    await database.change(_Id, RETIRE, id=id, actor=actor)
 
 
 async def _hold_back(
