@@ -10,6 +10,7 @@ from litestar.exceptions import HTTPException
 
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.asgi import Send
+from bloomd.membridge.errands import AgentFailed
 from bloomd.runtime.pages import BadCursor
 from bloomd.runtime.refusals import Conflict, Invalid, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 
@@ -88,6 +89,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(status, one_line(error), type=type, headers=headers)
         case BadCursor():
             return Problem(400, one_line(error), errors=[FieldError("cursor", one_line(error))])
+        case AgentFailed():
+            return Problem(502, one_line(error), type="agent-failed")
         case Unavailable():
             return Problem(503, one_line(error), type="unavailable", headers={"retry-after": str(RETRY_AFTER_SECONDS)})
         case Misconfigured():
