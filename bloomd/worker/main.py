@@ -1,0 +1,92 @@
+"""`bloomd worker`: from the settings to a worker that runs, and the signals that end it."""
+
+import os
+import platform
+import shutil
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+
+from bloomd import __version__
+from bloomd.errors import Misconfigured
+from bloomd.logs import Logs, is_json
+from bloomd.settings import Loaded, secrets
+from bloomd.settings.model import Worker as Settings
+from bloomd.worker import claude, contexts, machine
+from bloomd.worker.api import Server
+from bloomd.worker.contexts import Contexts
+from bloomd.worker.worker import Worker
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def main(loaded: Loaded, environ: Mapping[str, str] = os.environ) -> None:
+    """Work until SIGTERM or SIGINT and what runs has ended; a second one gives it back at once.
+
+    Raises:
+        Misconfigured: it cannot begin with these settings; the text says what to change.
+    """
+    settings = loaded.settings
+    logs = Logs(json=is_json(settings.log.format, environ.get("NODE_ENV") == "production"), level=settings.log.level)
+    logs.redact(secrets(settings))
+    url = settings.worker.server
+    if url is None:
+        raise Misconfigured("no server is set: say --server URL, or set `worker.server`")
+    program = _program(settings.worker, environ)
+    worker = msgspec.structs.replace(settings.worker, command=(program, *settings.worker.command[1:]))
+    root = Path(worker.root).absolute()
+    lock = contexts.take(root)
+    try:
+        trio.run(_serve, Server(url, worker.name or platform.node(), worker.token), root, worker, environ)
+    finally:
+        os.close(lock)
+
+
+def _program(worker: Settings, environ: Mapping[str, str]) -> str:
+    """The path of the program: it runs in other directories than this one."""
+    name = worker.command[0]
+    found = shutil.which(name, path=environ.get("PATH", os.defpath))
+    if found is None:
+        raise Misconfigured(
+            f"the program `{name}` is not there or cannot be run: install the Claude CLI so that it is in PATH,"
+            " or name the program in `worker.command`"
+        )
+    return os.path.abspath(found)
+
+
+async def _serve(server: Server, root: Path, settings: Settings, environ: Mapping[str, str]) -> None:
+    said = {
+        "agent_version": __version__,
+        "os_info": machine.os_info(),
+        "install_method": machine.install_method(environ),
+        "ip_addrs": await machine.ip_addrs(server.url),
+    }
+    worker = Worker(server, Contexts(root), settings, environ=claude.environment(environ), said=said)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        failure: Misconfigured | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey, signals, worker)
+            try:
+                await worker.run()
+            except Misconfigured as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure:
+        raise failure
+    log.info("stopped")
+
+
+async def _obey(signals: AsyncIterator[int], worker: Worker) -> None:
+    draining = False
+    async for number in signals:
+        if draining:
+            log.warning("second signal: what runs is given back")
+            worker.hurry()
+        else:
+            log.info("stopping", signal=signal.Signals(number).name)
+            worker.drain()
+        draining = True
