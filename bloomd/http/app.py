@@ -18,6 +18,7 @@ from bloomd.http.observe import observed
 from bloomd.http.openapi import describe
 from bloomd.http.problems import allow, answer
 from bloomd.http.routes import (
+    agents,
     artifacts,
     audit,
     bulk,
@@ -28,6 +29,7 @@ from bloomd.http.routes import (
     leases,
     membridge,
     metrics,
+    projects,
     queue,
     schema,
     tasks,
@@ -41,6 +43,7 @@ RESOURCES = (
     health,
     config,
     workers,
+    agents,
     tokens,
     tasks,
     bulk,
@@ -50,6 +53,7 @@ RESOURCES = (
     events,
     keys,
     queue,
+    projects,
     membridge,
     metrics,
     schema,

@@ -39,6 +39,23 @@ def daemon(start_daemon: Callable[[], AbstractContextManager[Bloomd]]) -> Iterat
         yield bloomd
 
 
+@pytest.fixture(scope="session")
+def keyed(postgres_server: PostgresServer) -> Iterator[Bloomd]:
+    """Another one, which has a key for agents and leaves it to the tests to ask them."""
+    key = "the-agent-key-of-the-tests"
+    bloomd = Bloomd(
+        postgres_server.create_database(),
+        membridge__agent_key=key,
+        workers__poll_interval=3600,
+        http__drain_seconds=0.1,
+    )
+    bloomd.migrate()
+    with bloomd:
+        yield bloomd
+        assert key not in bloomd.log.read_text()
+        assert bloomd.stop() == 0
+
+
 @pytest.fixture
 def api(daemon: Bloomd) -> httpx.Client:
     with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
