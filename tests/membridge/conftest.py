@@ -1,9 +1,19 @@
 from collections.abc import AsyncIterator
+from typing import Any
 
+import psycopg
 import pytest
-from peers import MembridgePeer, membridge_peer
+import trio
+from agent_peer import agent_peer
+from peers import MembridgePeer, membridge_peer, serving
+from pushing import AGENT_KEY, RUNTIME_KEY, Pushing, Runtime
+from servers import PostgresServer
 
 from bloomd.membridge.client import MembridgeClient
+from bloomd.postgres import Pool
+from bloomd.postgres.migrate import migrate
+from bloomd.runtime.database import Database
+from bloomd.runtime.schema import MIGRATIONS
 from bloomd.supervisor import Backoff
 
 KEY = "the-admin-key-of-the-tests"
@@ -20,3 +30,42 @@ async def peer() -> AsyncIterator[MembridgePeer]:
 @pytest.fixture
 def client(peer: MembridgePeer) -> MembridgeClient:
     return MembridgeClient(peer.url, KEY, timeout=1.0, retry=IMPATIENT)
+
+
+@pytest.fixture(scope="module")
+def pushing_template(postgres_server: PostgresServer) -> str:
+    """A database with our schema and a leader whose time does not end."""
+    conninfo = postgres_server.create_database()
+
+    async def bring_up() -> None:
+        async with Pool(conninfo, size=1) as pool, pool.connection() as connection:
+            await migrate(connection, MIGRATIONS, report=print)
+            await connection.execute("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 1, 0, 253402300799000)")
+
+    trio.run(bring_up)
+    return conninfo
+
+
+@pytest.fixture
+async def pushing(
+    postgres_server: PostgresServer, pushing_template: str, nursery: trio.Nursery
+) -> AsyncIterator[Pushing]:
+    """A dispatcher that runs, and all that it needs. Leads in epoch 1."""
+    conninfo = postgres_server.create_database(template=pushing_template)
+
+    def sql(statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    async with (
+        Pool(conninfo, size=10) as pool,
+        agent_peer(key=AGENT_KEY, runtime_key=RUNTIME_KEY) as agent,
+        serving(Runtime(database := Database())) as runtime,
+    ):
+        database.open(pool)
+        pushing = Pushing(database, pool, agent, runtime, sql)
+        await nursery.start(pushing.dispatcher.run)
+        yield pushing
+        nursery.cancel_scope.cancel()
+    postgres_server.drop_database(conninfo)
