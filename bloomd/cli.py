@@ -3,8 +3,10 @@
 import argparse
 import os
 import secrets as random_secrets
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -13,20 +15,25 @@ import trio
 
 from bloomd import __version__
 from bloomd.control import listener
-from bloomd.daemon import Daemon
+from bloomd.daemon import Daemon, front_of_membridge
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.server import Binds
 from bloomd.logs import Logs, is_json
+from bloomd.membridge.server.served import url_of
 from bloomd.node import Node
 from bloomd.postgres import Pool
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.migrate import migrate, status
 from bloomd.runtime.schema import MIGRATIONS, explained
-from bloomd.settings import Loaded, SettingsError, describe, load
+from bloomd.settings import Loaded, SettingsError, Tcp, describe, load, parse_bind
 from bloomd.supervisor import EssentialServiceFailed
+from bloomd.unixsocket import BACKLOG
 
 # From sysexits.h, so that an init system or a script can tell them apart.
 OK, PENDING, USAGE, UNAVAILABLE, TEMPORARY_FAILURE, BAD_CONFIGURATION = 0, 1, 64, 69, 75, 78
+
+# Where a Membridge is looked for when nobody says another place.
+MEMBRIDGE_PORT = 8000
 
 DEFAULT_FILE = Path("/etc/bloomd/bloomd.yaml")
 
@@ -101,6 +108,17 @@ def _parser() -> argparse.ArgumentParser:
         help="a name by which browsers may ask for it while no key is set; repeatable, * for any",
     )
 
+    membridge = dev.add_mutually_exclusive_group()
+    membridge.add_argument(
+        "--membridge-port",
+        type=int,
+        metavar="PORT",
+        help=f"port of the Membridge control plane that is served ({MEMBRIDGE_PORT}, or a free one)",
+    )
+    membridge.add_argument(
+        "--no-membridge", action="store_true", help="serve no Membridge control plane: its routes answer 502"
+    )
+
     check = command("check", "check the configuration, and report all its errors at once", _check)
     takes_file(check)
     check.add_argument("--print", action="store_true", dest="show", help="show every effective setting with its source")
@@ -131,21 +149,24 @@ def _serve(
     embedded: Embedded | None = None,
     auto_migrate: bool = False,
     config: Path | None = None,
+    membridge_binds: Binds | None = None,
     announce: Callable[[Node], None] | None = None,
 ) -> int:
     loaded = read()
     settings = loaded.settings
     logs = Logs(json=is_json(settings.log.format, os.environ.get("NODE_ENV") == "production"), level=settings.log.level)
-    binds = Binds()
+    binds, membridge_binds = Binds(), membridge_binds or Binds("membridge.serve")
     control_socket = listener.bind(settings.control.socket, settings.control.group)
     try:
         binds.open(settings.http)
+        membridge_binds.open(front_of_membridge(settings))
         daemon = Daemon(
             read,
             loaded,
             logs,
             control_socket=control_socket,
             binds=binds,
+            membridge_binds=membridge_binds,
             embedded=embedded,
             auto_migrate=auto_migrate,
             config_option=f" -c {config}" if config else "",
@@ -153,6 +174,7 @@ def _serve(
         trio.run(daemon.run, partial(announce, daemon.node) if announce else None)
     finally:
         binds.close_all()
+        membridge_binds.close_all()
         listener.unbind(control_socket)
     return OK
 
@@ -182,10 +204,34 @@ def _dev(options: argparse.Namespace) -> int:
     if options.allow_host:
         explicit["http.allowed_hosts"] = options.allow_host
     read = partial(load, None, environ=os.environ, preset=preset, options=explicit)
-    return _serve(read, embedded=embedded, auto_migrate=True, announce=partial(_announce, embedded))
+    membridge: dict[str, socket.socket] = {}
+    if options.membridge_port is not None:
+        explicit["membridge.serve"] = f"127.0.0.1:{options.membridge_port}"
+    elif not options.no_membridge:
+        membridge = _listen_for_membridge(read().settings.http.bind)
+        [explicit["membridge.serve"]] = membridge
+    return _serve(
+        read,
+        embedded=embedded,
+        auto_migrate=True,
+        membridge_binds=Binds("membridge.serve", membridge),
+        announce=partial(_announce, embedded, chosen=options.membridge_port is not None),
+    )
 
 
-def _announce(embedded: Embedded | None, node: Node) -> None:
+def _listen_for_membridge(taken: Sequence[str]) -> dict[str, socket.socket]:
+    """A socket on the usual port, or on a free one when that is taken or about to be; with its address."""
+    addresses = [parse_bind(bind) for bind in taken]
+    usual = Tcp("127.0.0.1", MEMBRIDGE_PORT)
+    ports = [0] if any(isinstance(each, Tcp) and each.overlaps(usual) for each in addresses) else [MEMBRIDGE_PORT, 0]
+    for port in ports:
+        with suppress(OSError):
+            listening = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+            return {f"127.0.0.1:{listening.getsockname()[1]}": listening}
+    raise Misconfigured("membridge.serve: 127.0.0.1 has no free port; free one, or say --no-membridge")
+
+
+def _announce(embedded: Embedded | None, node: Node, *, chosen: bool) -> None:
     settings = node.settings
     if node.database.away:
         print(f"\n  bloomd serves, but not its database: {node.database.away}\n", flush=True)
@@ -193,27 +239,40 @@ def _announce(embedded: Embedded | None, node: Node) -> None:
     [bind, *_] = settings.http.bind
     host, _, port = bind.rpartition(":")
     url = f"http://{host if host not in ('', '0.0.0.0', '[::]') else 'localhost'}:{port}"
-    socket = settings.control.socket
+    control_socket = settings.control.socket
     print(
         "\n".join(
             [
                 "",
                 "  bloomd is ready",
                 "",
-                f"  API     {url}/api/runtime/health",
-                f"  socket  {socket}",
-                f"  data    {embedded.cluster.directory if embedded else 'the database of DATABASE_URL'}",
-                "  stop    Ctrl-C; the data stays",
+                f"  API        {url}/api/runtime/health",
+                f"  Membridge  {_where_membridge_is(node, chosen=chosen)}",
+                f"  socket     {control_socket}",
+                f"  data       {embedded.cluster.directory if embedded else 'the database of DATABASE_URL'}",
+                "  stop       Ctrl-C; the data stays",
                 "",
                 "  try next, in another terminal:",
                 "",
-                f"    {Path(sys.argv[0]).parent / 'bloomd-ctl'} -s {socket} status",
+                f"    {Path(sys.argv[0]).parent / 'bloomd-ctl'} -s {control_socket} status",
                 f"    curl {url}/api/runtime/stats",
                 "",
             ]
         ),
         flush=True,
     )
+
+
+def _where_membridge_is(node: Node, *, chosen: bool) -> str:
+    """Where the control plane is, and what a person would wonder about: `chosen` says that the port is no accident."""
+    if not node.served.binds:
+        return node.membridge.settings.server_url or "none: --no-membridge"
+    url = url_of(node.served.binds[0])
+    if node.membridge.settings.server_url != url:
+        return f"{url}; not asked by this bloomd, which is to ask {node.membridge.settings.server_url}"
+    if not chosen and not url.endswith(f":{MEMBRIDGE_PORT}"):
+        return f"{url}, because port {MEMBRIDGE_PORT} is taken; --membridge-port chooses another one"
+    return url
 
 
 def _check(options: argparse.Namespace) -> int:

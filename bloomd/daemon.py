@@ -17,10 +17,13 @@ from bloomd.control.listener import Listener
 from bloomd.control.methods import methods
 from bloomd.control.server import ControlServer
 from bloomd.http.app import create_app
-from bloomd.http.server import Binds, HttpServer
+from bloomd.http.server import Binds, Front, HttpServer
 from bloomd.logs import Logs
 from bloomd.membridge.agents import Agent
 from bloomd.membridge.polls import Polls
+from bloomd.membridge.server.app import create_app as create_membridge
+from bloomd.membridge.server.plane import Plane
+from bloomd.membridge.server.served import binds as binds_of_membridge
 from bloomd.membridge.sync import Sync
 from bloomd.node import Node
 from bloomd.postgres.embedded import Embedded
@@ -32,7 +35,8 @@ from bloomd.runtime.connector import Connector
 from bloomd.runtime.model import Retry
 from bloomd.runtime.retention import Keep, Retention
 from bloomd.runtime.sweeper import Rules, Sweeper
-from bloomd.settings import Loaded, secrets
+from bloomd.settings import Loaded, Settings, secrets
+from bloomd.settings.model import Http
 from bloomd.supervisor import Backoff, Change, EssentialServiceFailed, Service, State, Supervisor
 
 log = structlog.stdlib.get_logger(__name__)
@@ -47,6 +51,11 @@ STORED_POLL_SECONDS = 30.0
 KEYS_STOP_SECONDS = 2.0
 
 
+def front_of_membridge(settings: Settings) -> Http:
+    """Where the control plane that bloomd serves itself listens, in the terms of the HTTP API."""
+    return Http(bind=binds_of_membridge(settings.membridge))
+
+
 class Daemon:
     """One node, put together. `run` is its whole life."""
 
@@ -58,6 +67,7 @@ class Daemon:
         *,
         control_socket: Listener,
         binds: Binds,
+        membridge_binds: Binds,
         embedded: Embedded | None = None,
         auto_migrate: bool = False,
         config_option: str = "",
@@ -78,6 +88,11 @@ class Daemon:
         self.audit = ControlAudit(node.database)
         self.control = ControlServer(methods(node, logs), group=node.settings.control.group, audit=self.audit.called)
         self.http = HttpServer(create_app(node), binds, drain_seconds=node.settings.http.drain_seconds)
+        self.membridge = HttpServer(
+            create_membridge(Plane(node.database, lambda: node.settings), lambda: node.served.key),
+            membridge_binds,
+            drain_seconds=node.settings.http.drain_seconds,
+        )
         self.sweeper = Sweeper(node.database, self._sweeper_rules)
         self.retention = Retention(
             node.database, lambda: Keep(tasks=node.settings.tasks.keep_days, audit=node.settings.audit.keep_days)
@@ -97,11 +112,15 @@ class Daemon:
             for name, check in {
                 "postgresql": lambda: postgresql.check(node.settings.database),
                 "minio": lambda: minio.check(node.settings.minio),
-                "membridge": lambda: membridge.check(node.settings.membridge),
+                "membridge": lambda: membridge.check(node.membridge.settings),
             }.items()
         ]
         node.root = Supervisor(self.services(), observe=self._on_change)
-        self._reloader = Reloader(node, read, connector=self.connector, binds=binds, http=self.http)
+        fronts = [
+            Front(self.http, binds, lambda settings: settings.http),
+            Front(self.membridge, membridge_binds, front_of_membridge),
+        ]
+        self._reloader = Reloader(node, read, connector=self.connector, fronts=fronts)
         node.reload = self._reloader.reload
 
     def services(self) -> list[Service]:
@@ -125,6 +144,14 @@ class Daemon:
                 self.connector.run,
                 needs=("embedded-postgresql",) if self._embedded else (),
                 retry=DATABASE_RETRY,
+            ),
+            # It needs no database to say that there is none; it stops before the database does.
+            Service(
+                "membridge-server",
+                self.membridge.run,
+                configured=lambda: bool(node.served.binds),
+                ask_to_stop=self.membridge.ask_to_stop,
+                stop_seconds=settings.http.drain_seconds,
             ),
             Service(
                 "keys",

@@ -15,6 +15,7 @@ import trio
 from bloomd.errors import Unavailable
 from bloomd.logs import Logs
 from bloomd.membridge.link import Link
+from bloomd.membridge.server.served import Served
 from bloomd.membridge.sync import Sync
 from bloomd.probes import Probe
 from bloomd.runtime import stored
@@ -74,7 +75,9 @@ class Node:
         self.stats = Counter(self.database)
         self.keys = KeyRing(self.database)
         self.lag = LoopLag()
-        self.membridge = Link(self._settings_of_membridge)
+        self.served = Served(lambda: self.loaded)
+        logs.redact([self.served.generated])
+        self.membridge = Link(self.served.for_client)
         self.last_reload: ReloadReport | None = None
         self.pending_restart: set[str] = set()
         """Keys that were changed by a reload and count only after the daemon is started anew."""
@@ -106,11 +109,12 @@ class Node:
 
     def use(self, loaded: Loaded) -> None:
         """Bring these settings into force for all that look at the node."""
-        before, self.loaded = self.settings, loaded
+        before, membridge = self.settings, self.membridge.settings
+        self.loaded = loaded
         self.logs.redact(secrets(self.settings))
         if self.settings.log.level != before.log.level:
             self.logs.set_level(self.settings.log.level)
-        if self.settings.membridge != before.membridge:
+        if self.membridge.settings != membridge:
             self.membridge.renew()
             self.sync.wake()
             if self.membridge.configured:
@@ -125,6 +129,3 @@ class Node:
         await self.keys.renew()
         self.stored = await stored.read(self.database)
         self.use(self.loaded.with_stored(self.stored))
-
-    def _settings_of_membridge(self) -> Any:
-        return self.settings.membridge

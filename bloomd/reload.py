@@ -10,19 +10,19 @@ Most services read the settings anew whenever they act, and need no restart.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 import trio
 
 from bloomd.errors import Misconfigured, Unavailable, one_line
-from bloomd.http.server import Binds, HttpServer
+from bloomd.http.server import Front
 from bloomd.node import Node, ReloadReport
 from bloomd.postgres import Pool
 from bloomd.runtime.connector import Connector
 from bloomd.settings import Loaded, Settings, SettingsError, changed, sections
-from bloomd.supervisor import State
+from bloomd.supervisor import ServiceStatus, State
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -44,14 +44,12 @@ class Reloader:
         read: Callable[[], Loaded],
         *,
         connector: Connector,
-        binds: Binds,
-        http: HttpServer,
+        fronts: Sequence[Front],
     ) -> None:
         self._node = node
         self._read = read
         self._connector = connector
-        self._binds = binds
-        self._http = http
+        self._fronts = fronts
         self._lock = trio.Lock()
         self._scope = trio.CancelScope()
 
@@ -84,30 +82,27 @@ class Reloader:
         except SettingsError as error:
             return _failed(*(str(problem) for problem in error.problems))
         if new.settings == old.settings:
-            node.loaded = new
+            node.use(new)
             return ReloadReport(ok=True, result="unchanged", retried=node.root.retry_failed(cause))
 
         changes = changed(old.settings, new.settings)
         restarts = self._restarts(sections(changes))
+        if (old.settings.membridge.serve is None) != (new.settings.membridge.serve is None):
+            restarts.append("membridge-server")  # it comes or goes
         try:
-            opened = self._binds.open(new.settings.http)
-        except Misconfigured as error:
-            return _failed(one_line(error))
-        try:
+            for front in self._fronts:
+                front.binds.open(front.wanted(new.settings))
             pool = await self._other_pool(old.settings, new.settings)
         except (Misconfigured, Unavailable) as error:
-            self._binds.close(opened)
+            self._close_unwanted(old.settings)
             return _failed(one_line(error))
 
         before, late = await self._switch(new, pool, restarts, cause)
         if late:
             pool, _ = await self._switch(old, before, restarts, f"{cause}, undone")
-            unused = opened
         else:
             pool = before
-            unused = [bind for bind in self._binds.sockets if bind not in new.settings.http.bind]
-        self._binds.close(unused)
-        self._http.rebind()
+        self._close_unwanted(old.settings if late else new.settings)
         if pool:
             await pool.close()
         if late:
@@ -120,6 +115,13 @@ class Reloader:
             needs_restart=[change.key for change in changes if change.key in NEED_RESTART],
             retried=node.root.retry_failed(cause),
         )
+
+    def _close_unwanted(self, settings: Settings) -> None:
+        """Stop listening on what these settings do not name."""
+        for front in self._fronts:
+            wanted = front.wanted(settings).bind
+            front.binds.close([bind for bind in front.binds.sockets if bind not in wanted])
+            front.server.rebind()
 
     async def _other_pool(self, old: Settings, new: Settings) -> Pool | None:
         """A pool for other database settings, when one is in use that it must replace without a gap."""
@@ -135,11 +137,12 @@ class Reloader:
         """Bring these settings into force; the pool that was in use, and the services that are not ready in time."""
         before = self._connector.take(pool) if pool else None
         self._node.use(loaded)
-        self._http.rebind()
+        for front in self._fronts:
+            front.server.rebind()
         with trio.move_on_after(READY_SECONDS):
             await self._node.root.restart(restarts, cause)
         status = {each.name: each for each in self._node.root.status()}
-        late = [name for name in restarts if status[name].state is not State.RUNNING and not status[name].by_hand]
+        late = [name for name in restarts if name in status and _is_late(status[name])]
         return before, late
 
     def _restarts(self, changed: frozenset[str]) -> list[str]:
@@ -151,6 +154,10 @@ class Reloader:
             restarts += [] if self._node.database.away is None else ["database"]
             restarts += ["notifications", "leader-election"]
         return restarts
+
+
+def _is_late(service: ServiceStatus) -> bool:
+    return service.state is not State.RUNNING and not service.by_hand
 
 
 def _failed(*errors: str) -> ReloadReport:

@@ -8,7 +8,8 @@ duplicate.
 import grp
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -17,7 +18,7 @@ from bloomd import unixsocket
 from bloomd.errors import Misconfigured
 from bloomd.http.asgi import App
 from bloomd.http.connections import Dated, serve
-from bloomd.settings import Tcp, Unix, parse_bind
+from bloomd.settings import Settings, Tcp, Unix, parse_bind
 from bloomd.settings.model import Http
 from bloomd.unixsocket import BACKLOG
 
@@ -31,10 +32,16 @@ Listening = socket.socket | unixsocket.Listener
 
 
 class Binds:
-    """The listening sockets of the HTTP API, by their names in the settings."""
+    """The listening sockets of one server, by their names in the settings.
 
-    def __init__(self) -> None:
-        self._listening: dict[str, Listening] = {}
+    Args:
+        setting: where the names come from, for errors.
+        listening: what is listened on already.
+    """
+
+    def __init__(self, setting: str = "http.bind", listening: Mapping[str, socket.socket] | None = None) -> None:
+        self._setting = setting
+        self._listening: dict[str, Listening] = {**(listening or {})}
 
     def __repr__(self) -> str:
         return f"<Binds {' '.join(self._listening)}>"
@@ -57,7 +64,7 @@ class Binds:
         try:
             for bind in settings.bind:
                 if bind not in self._listening:
-                    self._listening[bind] = _listen(bind, settings)
+                    self._listening[bind] = _listen(bind, settings, self._setting)
                     opened.append(bind)
         except Misconfigured:
             self.close(opened)
@@ -144,10 +151,19 @@ class HttpServer:
         await serve(self._app, listening.dup(), config, stop, task_status=task_status)
 
 
-def _listen(bind: str, settings: Http) -> Listening:
+@dataclass(frozen=True, slots=True)
+class Front:
+    """A server, its sockets, and what the settings say of them."""
+
+    server: HttpServer
+    binds: Binds
+    wanted: Callable[[Settings], Http]
+
+
+def _listen(bind: str, settings: Http, setting: str) -> Listening:
     match parse_bind(bind):
         case Unix(path):
-            listener = unixsocket.bind(path, setting="http.bind", mode=int(settings.socket_mode, 8))
+            listener = unixsocket.bind(path, setting=setting, mode=int(settings.socket_mode, 8))
             if settings.socket_group:
                 _give_to_group(listener, settings.socket_group)
             return listener
@@ -156,7 +172,7 @@ def _listen(bind: str, settings: Http) -> Listening:
                 return _listen_tcp(host, port)
             except OSError as error:
                 raise Misconfigured(
-                    f"http.bind: cannot listen on {bind}: {error.strerror or error}; free it, or choose another address"
+                    f"{setting}: cannot listen on {bind}: {error.strerror or error}; free it, or choose another address"
                 ) from error
 
 

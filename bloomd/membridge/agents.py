@@ -95,12 +95,12 @@ def _agent(item: dict[str, Any], now: float) -> Agent | None:
     return Agent(
         id=id,
         node_id=node_id,
-        url=_url(item.get("url")),
-        status=_status(item.get("status")),
+        url=web_url(item.get("url")),
+        status=known_status(item.get("status")),
         capabilities=capabilities(item.get("capabilities")),
         last_seen_ms=_last_seen(item.get("last_seen"), now),
         ip_addrs=texts(item.get("ip_addrs"), LABEL_LIMIT),
-        obs_count=_count(item.get("obs_count")),
+        obs_count=count(item.get("obs_count")),
         db_sha=text(item.get("db_sha"), NAME_LIMIT),
     )
 
@@ -137,7 +137,7 @@ def _claude_cli(value: Any) -> bool | None:
 
 
 def _max_concurrency(value: Any) -> int | None:
-    number = _finite(value)
+    number = finite(value)
     return None if number is None else int(min(max(number, 1), CONCURRENCY_LIMIT))
 
 
@@ -156,20 +156,22 @@ _KNOWN_CAPABILITIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _url(value: Any) -> str | None:
+def web_url(value: Any) -> str | None:
+    """The value when it is an http or https URL that can be stored."""
     url = text(value, URL_LIMIT)
     if url is None or not url.lower().startswith(("http://", "https://")):
         return None
     return url if url.isprintable() and " " not in url else None
 
 
-def _status(value: Any) -> str | None:
+def known_status(value: Any) -> str | None:
+    """The value when it is a status that a worker can have."""
     status = value.lower() if isinstance(value, str) else None
     return status if status in STATUSES else None
 
 
 def _last_seen(value: Any, now: float) -> int | None:
-    seconds = _iso(value) if isinstance(value, str) else _finite(value)
+    seconds = _iso(value) if isinstance(value, str) else finite(value)
     if seconds is None or not EARLIEST_SEEN <= seconds <= now + CLOCKS_DIFFER_SECONDS:
         return None
     return int(min(seconds, now) * 1000)
@@ -178,7 +180,7 @@ def _last_seen(value: Any, now: float) -> int | None:
 def _iso(value: str) -> float | None:
     """Seconds, from digits or from ISO 8601; a time without a zone is UTC."""
     try:
-        return _finite(float(value))
+        return finite(float(value))
     except ValueError:
         pass
     try:
@@ -188,12 +190,13 @@ def _iso(value: str) -> float | None:
         return None
 
 
-def _count(value: Any) -> int | None:
-    number = _finite(value)
+def count(value: Any) -> int | None:
+    """The value when it is a number that can count something."""
+    number = finite(value)
     return int(number) if number is not None and 0 <= number <= INTEGER_LIMIT else None
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """A number that can be reckoned with. A bool is none, although Python has it so."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

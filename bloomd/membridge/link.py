@@ -19,6 +19,11 @@ class Link:
         self._client: MembridgeClient | None = None
 
     @property
+    def settings(self) -> Membridge:
+        """By which it goes."""
+        return self._settings()
+
+    @property
     def configured(self) -> bool:
         return self._settings().server_url is not None
 

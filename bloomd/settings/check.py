@@ -120,6 +120,38 @@ def _nobody_unauthenticated(settings: Settings) -> Iterator[_Finding]:
             )
 
 
+@_rule("http.bind", "membridge.serve")
+def _both_servers_have_room(settings: Settings) -> Iterator[_Finding]:
+    serve = _served(settings)
+    for _, bind, address in _good_binds(settings):
+        if serve and isinstance(address, Tcp) and serve.overlaps(address):
+            yield _Finding(("membridge.serve",), f"`{settings.membridge.serve}` overlaps `{bind}` of `http.bind`")
+
+
+@_rule(
+    "membridge.serve",
+    "membridge.serve_key",
+    "membridge.serve_key_file",
+    "membridge.admin_key",
+    "membridge.admin_key_file",
+)
+def _who_comes_from_elsewhere_can_know_the_key(settings: Settings) -> Iterator[_Finding]:
+    membridge, serve = settings.membridge, _served(settings)
+    if serve and not serve.loopback and membridge.serve_key is None and membridge.admin_key is None:
+        text = f"`{membridge.serve}` can be reached from other machines, and no key is set: set"
+        yield _Finding(
+            ("membridge.serve",),
+            f"{text} `membridge.serve_key` (or `membridge.serve_key_file`), or the admin key (MEMBRIDGE_ADMIN_KEY)",
+        )
+
+
+def _served(settings: Settings) -> Tcp | None:
+    """Where a control plane is served, as far as that makes sense by itself."""
+    serve = settings.membridge.serve
+    address = parse_bind(serve) if serve and not COMPLAINTS["membridge.serve"](serve) else None
+    return address if isinstance(address, Tcp) else None
+
+
 @_rule("http.bind", "http.socket_group")
 def _the_group_exists(settings: Settings) -> Iterator[_Finding]:
     group = settings.http.socket_group

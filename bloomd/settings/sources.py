@@ -29,6 +29,12 @@ class Loaded:
     _notices: list[str] = field(repr=False, compare=False)
     """The warnings that do not depend on the database."""
 
+    @property
+    def own_admin_key(self) -> str | None:
+        """Membridge's admin key as files and environment tell it, whatever was set through the API."""
+        entry = self._base.get("membridge.admin_key")
+        return entry.value if entry is not None and isinstance(entry.value, str) else None
+
     def with_stored(self, rows: Mapping[str, str]) -> "Loaded":
         """The same with other rows of the database; nothing is read again.
 

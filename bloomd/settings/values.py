@@ -27,6 +27,16 @@ def bind_problem(text: str) -> str | None:
     return _complaint(parse_bind, text)
 
 
+def _serve_problem(text: str) -> str | None:
+    try:
+        address = parse_bind(text)
+    except ValueError as error:
+        return str(error)
+    if isinstance(address, Tcp) and address.port != 0:
+        return None
+    return "expected `host:port`, such as 127.0.0.1:8000: its clients are told a TCP port"
+
+
 def endpoint_problem(text: str) -> str | None:
     """Why this cannot be `host` or `host:port`, or None."""
     if "://" in text:
@@ -96,6 +106,8 @@ COMPLAINTS: Mapping[str, Complaint] = {
     "membridge.server_url": url_problem,
     "membridge.admin_key": key_problem,
     "membridge.agent_key": key_problem,
+    "membridge.serve": _serve_problem,
+    "membridge.serve_key": key_problem,
     "minio.endpoint": endpoint_problem,
     "workers.allowed_networks": _network_problem,
 }

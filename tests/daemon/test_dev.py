@@ -1,11 +1,14 @@
 """`bloomd dev`: everything on one machine by one command, and nothing left of it afterwards."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -14,7 +17,8 @@ from bloomd_process import BIN
 from servers import eventually, free_port
 
 # What a developer may have set is not this test's affair.
-CLEAN = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "RUNTIME_API_KEY", "PORT")}
+OTHERS = ("DATABASE_URL", "RUNTIME_API_KEY", "PORT", "MEMBRIDGE_SERVER_URL", "MEMBRIDGE_ADMIN_KEY")
+CLEAN = {name: value for name, value in os.environ.items() if name not in OTHERS}
 
 
 class Dev:
@@ -95,7 +99,29 @@ def test_a_second_one_in_the_same_directory_is_refused(dev):
 
 
 def test_without_membridge_its_routes_say_502_and_auth_is_off(dev):
-    assert httpx.get(dev().api.replace("runtime", "membridge") + "/agents").status_code == 502
+    running = dev("--no-membridge")
+    assert httpx.get(running.api.replace("runtime", "membridge") + "/agents").status_code == 502
+    assert "Membridge  none: --no-membridge" in running.output.read_text()
+
+
+def test_a_membridge_is_served_also_when_its_usual_port_is_taken(dev, database):
+    with ExitStack() as stack:
+        with suppress(OSError):  # somebody else has it, which is as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
+        running = dev(DATABASE_URL=database, MEMBRIDGE_ADMIN_KEY="a-key-of-the-environment")
+        [url] = re.findall(r"Membridge  (\S+), because port 8000 is taken", running.output.read_text())
+        agent = {"name": "w1", "status": "online", "capabilities": {"claude_cli": True}}
+        headers = {"X-MEMBRIDGE-ADMIN": "a-key-of-the-environment"}
+        assert httpx.post(f"{url}/agents", json=agent, headers=headers).status_code == 201
+        listed = httpx.get(running.api.replace("runtime", "membridge") + "/agents").json()
+        assert [(each["name"], each["status"]) for each in listed] == [("w1", "online")]
+
+
+def test_the_port_of_the_membridge_can_be_chosen(dev, database):
+    port = free_port()
+    running = dev("--membridge-port", str(port), DATABASE_URL=database)
+    assert httpx.get(f"http://127.0.0.1:{port}/health").json()["service"] == "membridge-control-plane"
+    assert f"Membridge  http://127.0.0.1:{port}\n" in running.output.read_text()
 
 
 def test_a_hosted_sandbox_is_served_when_asked_for_and_warned_of(dev):

@@ -142,7 +142,7 @@ async def _test(node: Node, *, detailed: bool) -> Test:
 
 async def _config(node: Node) -> Config:
     values = await stored.read(node.database)
-    membridge = node.settings.membridge
+    membridge = node.membridge.settings
     last_test = values.get("last_test", "")
     return Config(
         membridge_server_url=membridge.server_url or "",
