@@ -10,6 +10,11 @@ NOBODY_KNOWS = (
     " or say `http.allow_unauthenticated: true` if everybody may do everything"
 )
 KEY = "expected a key of printable ASCII characters, without a blank at its ends"
+SERVED = "expected `host:port`, such as 127.0.0.1:8000: its clients are told a TCP port"
+NO_ADMIN_KEY = (
+    "can be reached from other machines, and no key is set: set `membridge.serve_key`"
+    " (or `membridge.serve_key_file`), or the admin key (MEMBRIDGE_ADMIN_KEY)"
+)
 ENDPOINT = "`minio.endpoint`: expected `host` or `host:port`"
 NETWORK = "expected a network such as 10.0.0.0/8, or one address"
 SCHEMELESS = "expected `host` or `host:port`, without a scheme: `minio.secure` says whether to use TLS"
@@ -30,6 +35,15 @@ CREDENTIALS = "minio:\n  access_key: a\n  secret_key: s\n  endpoint: "
         ("http:\n  api_key: ключ\n", f"2:12: `http.api_key`: {KEY}"),
         ("http:\n  api_key: ' a'\n", f"2:12: `http.api_key`: {KEY}"),
         ("membridge:\n  agent_key: ''\n", f"2:14: `membridge.agent_key`: {KEY}"),
+        ("membridge:\n  serve: unix:/x\n", f"2:10: `membridge.serve`: {SERVED}"),
+        ("membridge:\n  serve: '127.0.0.1:0'\n", f"2:10: `membridge.serve`: {SERVED}"),
+        ("membridge:\n  serve: :8000\n", f"2:10: `membridge.serve`: `:8000` {NO_ADMIN_KEY}"),
+        ("membridge:\n  serve: some.host:1\n", f"2:10: `membridge.serve`: `some.host:1` {NO_ADMIN_KEY}"),
+        (
+            "membridge:\n  serve: localhost:5000\n",
+            "2:10: `membridge.serve`: `localhost:5000` overlaps `127.0.0.1:5000` of `http.bind`",
+        ),
+        ("membridge:\n  serve_key: ' a'\n", f"2:14: `membridge.serve_key`: {KEY}"),
         (
             "http:\n  allowed_hosts: [a, 'b:1']\n",
             "2:22: `http.allowed_hosts`: expected a name without scheme and port, or `*`",
@@ -77,6 +91,9 @@ def test_a_rule(place, text, error):
         "database:\n  url: postgresql://u:a?b%40c@h1:1,h2/d?options=a@b\n",
         "database:\n  url: host=/run/pg user=u@v\n",
         "http:\n  bind: :5000\n  api_key: k\n",
+        "membridge:\n  serve: :8000\n  serve_key: k\n",
+        "membridge:\n  serve: :8000\n  admin_key: k\n",
+        "membridge:\n  serve: '[::1]:8000'\n",
         "http:\n  socket_group: no-such\n",
         "http:\n  bind: unix:/x\n  socket_group: root\n",
         "control:\n  group: no-such\n",
