@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from agent_peer import agent_peer
 from bloomd_process import BIN, KEY, Bloomd
 from peers import membridge_peer
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,6 +27,10 @@ JUDGED = {
     "/api/runtime/llm-tasks/requeue": "there is no requeueing from every status",
     "/api/runtime/llm-tasks/cancel": "there is no cancelling from every status",
     PROMOTION: "Membridge judges it",
+    **dict.fromkeys(
+        [f"/api/runtime/projects/{{project_id}}/{each}" for each in ("clone", "sync-memory")],
+        "there has to be such a node",
+    ),
 }
 
 ALLOWED = ["2xx", "3xx", "401", "403", "404", "409", "429", "502", "503"]
@@ -82,8 +87,31 @@ include-path = {path}
 "path.task_id" = {{ dictionary = "task_id_{number}" }}
 """
 
+# These workers have an agent, and no others; without one there is nothing to ask.
+OF_AGENTS = [
+    f"/api/runtime/workers/{{worker_id}}/agent-{each}" for each in ("health", "update", "restart", "uninstall")
+]
 
-def populate(api: httpx.Client) -> dict[str, list[str]]:
+OPERATION_OF_AGENT = """
+[[operations]]
+include-path = {path}
+checks.positive_data_acceptance.expected-statuses = {allowed}
+
+[operations.parameters]
+"path.worker_id" = {{ dictionary = "agent_id" }}
+"""
+
+# What is removed is nothing that others look at.
+REMOVAL_OF_PROJECT = """
+[[operations]]
+include-name = "DELETE /api/runtime/projects/{project_id}"
+
+[operations.parameters]
+"path.project_id" = { dictionary = "project_id_to_remove" }
+"""
+
+
+def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
     """Tasks in all states and what belongs to them; the values of path parameters under which there is something."""
 
     def post(path, body=None):
@@ -92,6 +120,9 @@ def populate(api: httpx.Client) -> dict[str, list[str]]:
         return answer.json()
 
     workers = [post("/workers", {"name": f"w{n}", "capabilities": {"max_concurrency": 32}})["id"] for n in range(8)]
+    agents = [post("/workers", {"name": f"a{n}", "url": agent_url})["id"] for n in range(4)]
+    body = {"name": "bloom", "repo_url": "https://git.example.org/bloom.git"}
+    projects = [post("/projects", body)["id"] for _ in range(24)]
     tasks = [each["id"] for each in post("/llm-tasks", [{"prompt": "Say hello", "context_id": "one"}] * 60)]
     post("/llm-tasks", [{"prompt": "Say hello", "context_id": "of many"}] * 10)
     running, finished, cancelled = tasks[:40], tasks[40:48], tasks[48:52]
@@ -101,6 +132,9 @@ def populate(api: httpx.Client) -> dict[str, list[str]]:
         post(f"/llm-tasks/{id}/cancel")
     return {
         "worker_id": workers,
+        "agent_id": agents,
+        "project_id": projects[:4],
+        "project_id_to_remove": projects[4:],
         "task_id": tasks[len(OF_LEASES) :],
         "lease_id": leases[len(OF_LEASES) :],
         **{f"task_id_{number}": [tasks[number]] for number in range(len(OF_LEASES))},
@@ -108,6 +142,7 @@ def populate(api: httpx.Client) -> dict[str, list[str]]:
         "artifact_id": [each["artifact"]["id"] for each in done],
         "name": [post("/keys", {"name": f"k{n}"})["name"] for n in range(20)],
         "key": ["membridge_server_url", "admin_key"],
+        "repo_url": [body["repo_url"]],
         "canonical_id": ["0123456789abcdef"],
     }
 
@@ -115,10 +150,10 @@ def populate(api: httpx.Client) -> dict[str, list[str]]:
 def configuration(known: dict[str, list[str]]) -> str:
     """Of schemathesis, which is to take such values often."""
     toml = json.dumps
-    in_path = ("worker_id", "task_id", "lease_id", "artifact_id", "name", "key", "canonical_id")
-    in_body = ("worker_id", "membridge_server_url", "admin_key", "membridge_admin_key")
+    in_path = ("worker_id", "project_id", "task_id", "lease_id", "artifact_id", "name", "key", "canonical_id")
+    in_body = ("worker_id", "repo_url", "membridge_server_url", "admin_key", "membridge_admin_key")
     bindings = {f"path.{name}": name for name in in_path} | {f"body.{name}": name for name in in_body}
-    bindings["body.[*].lease_id"] = "lease_id"
+    bindings |= {"body.[*].lease_id": "lease_id", "body.node_id": "agent_id"}
     return "".join([
         CONFIGURATION.format(hooks=toml(str(HOOKS)), key=toml(KEY), allowed=toml(ALLOWED)),
         "\n[dictionaries]\n",
@@ -127,6 +162,8 @@ def configuration(known: dict[str, list[str]]) -> str:
         *(f'"{place}" = {{ dictionary = "{name}", probability = 0.7 }}\n' for place, name in bindings.items()),
         *(JUDGED_OPERATION.format(path=toml(path), allowed=toml([*ALLOWED, "400", "422"])) for path in JUDGED),
         *(OPERATION_OF_LEASE.format(path=toml(path), number=number) for number, path in enumerate(OF_LEASES)),
+        *(OPERATION_OF_AGENT.format(path=toml(path), allowed=toml([*ALLOWED, "400"])) for path in OF_AGENTS),
+        REMOVAL_OF_PROJECT,
     ])  # fmt: skip
 
 
@@ -141,12 +178,12 @@ def succeeded(api: httpx.Client) -> set[tuple[str, str]]:
 @pytest.mark.slow
 async def test_the_api_is_as_described(postgres_server: PostgresServer, tmp_path: Path):
     url = postgres_server.create_database()
-    async with membridge_peer() as peer:
+    async with membridge_peer() as peer, agent_peer() as agent:
         bloomd = Bloomd(url, membridge__server_url=peer.url, membridge__admin_key=KEY)
         bloomd.migrate()
         with bloomd:
             membridge = {"membridge_server_url": [peer.url], "admin_key": [KEY], "membridge_admin_key": [KEY]}
-            known = populate(bloomd.http) | membridge
+            known = populate(bloomd.http, agent.url) | membridge
             (tmp_path / "schemathesis.toml").write_text(configuration(known))
             done = await trio.run_process(
                 [BIN / "schemathesis", "run", f"{bloomd.url}/api/schema", "--exclude-path", STREAM,
