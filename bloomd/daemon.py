@@ -20,6 +20,9 @@ from bloomd.http.app import create_app
 from bloomd.http.server import Binds, Front, HttpServer
 from bloomd.logs import Logs
 from bloomd.membridge.agents import Agent
+from bloomd.membridge.autodispatch import AutoDispatch
+from bloomd.membridge.dispatch import Dispatcher
+from bloomd.membridge.dispatch import Rules as PushRules
 from bloomd.membridge.polls import Polls
 from bloomd.membridge.server.app import create_app as create_membridge
 from bloomd.membridge.server.plane import Plane
@@ -102,6 +105,10 @@ class Daemon:
             record_many=partial(liveness.record_polls, node.database),
             settings=lambda: node.settings.workers,
         )
+        node.dispatcher = Dispatcher(node.database, node.wakeups, self._push_rules)
+        self.auto_dispatch = AutoDispatch(
+            node.database, node.wakeups, node.dispatcher, enabled=lambda: node.settings.tasks.auto_dispatch
+        )
         node.sync = Sync(
             client=node.membridge.client,
             interval=lambda: node.settings.membridge.sync_interval,
@@ -161,6 +168,7 @@ class Daemon:
                 ask_to_stop=node.keys.ask_to_stop,
                 stop_seconds=KEYS_STOP_SECONDS,
             ),
+            Service("dispatch", node.dispatcher.run, needs=("database",), retry=DATABASE_RETRY),
             Service("stats", node.stats.run, needs=("database",), retry=DATABASE_RETRY),
             Service("notifications", self._notifications, needs=("database",), retry=DATABASE_RETRY),
             Service("wake-ups", node.wakeups.run, needs=("database",), retry=DATABASE_RETRY),
@@ -171,6 +179,13 @@ class Daemon:
             Service("sweeper", only(self.sweeper.run), needs=("database",), retry=DATABASE_RETRY),
             Service("retention", only(self.retention.run), needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", only(self.polls.run), needs=("database",), retry=DATABASE_RETRY),
+            Service(
+                "auto-dispatch",
+                only(self.auto_dispatch.run, meanwhile=self.auto_dispatch.stand_by),
+                needs=("database", "dispatch"),
+                configured=lambda: node.settings.tasks.auto_dispatch,
+                retry=DATABASE_RETRY,
+            ),
             Service(
                 "membridge-sync",
                 only(node.sync.run, meanwhile=node.sync.stand_by),
@@ -223,6 +238,7 @@ class Daemon:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self.node.stopping.set()
                 self.node.waiting_room.close()
+                self.node.dispatcher.close()
                 self._reloader.give_up()
                 self._binds.close_all()
                 self.node.root.stop()
@@ -257,9 +273,23 @@ class Daemon:
         return Rules(
             interval=settings.tasks.sweep_interval,
             offline_after=settings.workers.offline_after,
-            retry=Retry(settings.tasks.retry_delay, settings.tasks.retry_delay_max, settings.tasks.retry_errors),
+            retry=self._retry(),
             mirrored=self.node.membridge.configured,
         )
+
+    def _push_rules(self) -> PushRules:
+        settings = self.node.settings
+        return PushRules(
+            key=settings.membridge.agent_key,
+            networks=settings.workers.allowed_networks,
+            public_url=settings.http.public_url,
+            binds=settings.http.bind,
+            retry=self._retry(),
+        )
+
+    def _retry(self) -> Retry:
+        settings = self.node.settings.tasks
+        return Retry(settings.retry_delay, settings.retry_delay_max, settings.retry_errors)
 
     async def _mirror(self, agents: Sequence[Agent], epoch: int) -> liveness.Mirrored:
         offline_after = self.node.settings.workers.offline_after

@@ -14,6 +14,7 @@ import trio
 
 from bloomd.errors import Unavailable
 from bloomd.logs import Logs
+from bloomd.membridge.dispatch import Dispatcher
 from bloomd.membridge.link import Link
 from bloomd.membridge.server.served import Served
 from bloomd.membridge.sync import Sync
@@ -87,6 +88,7 @@ class Node:
         self.root: Supervisor
         self.probes: Sequence[Probe] = ()
         self.sync: Sync
+        self.dispatcher: Dispatcher
         self.reload: Callable[[str], Awaitable[ReloadReport]]
         """Read the configuration again, on behalf of somebody; `bloomd.reload` has the rules."""
         self._started = time.monotonic()
@@ -119,6 +121,8 @@ class Node:
             self.sync.wake()
             if self.membridge.configured:
                 self.root.wake_service("membridge-sync", "settings changed")
+        if self.settings.tasks.auto_dispatch and not before.tasks.auto_dispatch:
+            self.root.wake_service("auto-dispatch", "settings changed")
 
     async def take_stored(self) -> None:
         """Bring the API keys and the settings that were made through the API into force.

@@ -86,7 +86,7 @@ _FAILURES = {
     416: "The content has nothing in this range",
     429: "Too many requests without a key",
     500: "A bug in bloomd",
-    502: "Membridge cannot be reached",
+    502: "Membridge cannot be reached, or a worker's agent did not do it",
     503: "Not now: PostgreSQL is away, or nobody can take the task",
 }
 

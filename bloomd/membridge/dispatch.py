@@ -63,6 +63,9 @@ ACTOR = "bloomd"
 # How long the agent's answer is waited for when its completion has come: it follows within milliseconds, or never.
 ANSWER_SECONDS = 5.0
 
+# While the daemon starts, the API and the database are there a moment before this service.
+START_SECONDS = 5.0
+
 # Should the news of a lease's end be lost, an open push learns it this late; and it looks no oftener than that.
 LOOK_SECONDS = 1.0
 PAUSE_SECONDS = 0.1
@@ -127,6 +130,7 @@ class Dispatcher:
         self._wakeups = wakeups
         self._rules = rules
         self._nursery: trio.Nursery | None = None
+        self._running = trio.Event()
         self._open: dict[str, _Push] = {}
         self._begun = trio.Event()
         self._closed = False
@@ -138,10 +142,12 @@ class Dispatcher:
         """Carry out what is asked for, until cancelled, which drops the pushes and leaves their leases."""
         try:
             async with trio.open_nursery() as self._nursery:
+                self._running.set()
                 task_status.started()
                 await self._watch()
         finally:
             self._nursery = None
+            self._running = trio.Event()
 
     def close(self) -> None:
         """The daemon stops: nothing more is pushed, and nobody waits any more."""
@@ -191,6 +197,8 @@ class Dispatcher:
     async def _begin(
         self, wanted: Wanted, lease: Callable[[Database, Wanted], Awaitable[Leased | None]]
     ) -> _Push | None:
+        with trio.move_on_after(START_SECONDS):
+            await self._running.wait()
         nursery, rules = self._nursery, self._rules()
         if nursery is None or self._closed:
             raise Unavailable("tasks are not pushed at the moment: the service `dispatch` does not run")

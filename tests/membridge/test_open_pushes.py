@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 from peers import Peer, Reply, Request, reply, serving
 from pushing import Pushing, until
 
@@ -127,7 +128,8 @@ async def test_what_happened_is_recorded_when_the_database_is_back(
     assert (await pushing.look(id)).lease_id is None or does == "silent"
 
 
-async def test_a_stop_drops_the_pushes_and_leaves_the_leases(pushing: Pushing) -> None:
+async def test_a_stop_drops_the_pushes_and_leaves_the_leases(pushing: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 0.01)
     await pushing.worker()
     pushing.agent.gate = trio.Event()
     id = await pushing.task()
@@ -199,3 +201,20 @@ async def test_many_at_once_stay_within_what_the_workers_can_take(pushing: Pushi
     assert sorted(answered) == sorted(ids)
     assert most == 5
     assert pushing.sql("SELECT sum(active_leases) FROM workers") == [(0,)]
+
+
+async def test_whoever_comes_before_the_service_runs_waits_for_it(pushing: Pushing) -> None:
+    await pushing.worker()
+    other = Dispatcher(pushing.database, pushing.wakeups, lambda: pushing.rules)
+    outcome: list[str] = []
+
+    async def dispatch() -> None:
+        outcome.append((await other.dispatch(Wanted(await pushing.task()), actor="test")).task_status)
+
+    async with trio.open_nursery() as service, trio.open_nursery() as waiting:
+        waiting.start_soon(dispatch)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await service.start(other.run)
+        await until(lambda: outcome)
+        service.cancel_scope.cancel()
+    assert outcome == ["completed"]
