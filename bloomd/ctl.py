@@ -13,12 +13,13 @@ from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, Raw
 from functools import partial
 
 from bloomd import __version__
+from bloomd.control import commands as about
 from bloomd.control import layout, render, terminal
 from bloomd.control.client import CannotReach, Client, ControlFailure, NotPermitted
 
 TYPE_CHECKING = False  # importing typing would cost as much as a call takes
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
     from bloomd.control.answers import MadeKey, Probes, Reload, Services, Status
@@ -34,7 +35,10 @@ ASK_SECONDS = 10.0
 DO_SECONDS = 120.0
 
 # What of the command line goes to the daemon as it is.
-PARAMS = ("name", "level", "until", "reason")
+PARAMS = (
+    "name", "level", "until", "reason", "status", "context_id", "agent_slug", "worker_id", "limit", "cursor", "force",
+    "repo_url",
+)  # fmt: skip
 
 EXIT_CODES = (
     """\
@@ -98,6 +102,21 @@ def _events(options: Namespace) -> NoReturn:
     following.events(options, partial(_connect, options))
 
 
+def _tasking(name: str) -> Callable[[Namespace], int]:
+    """What does that, by its name: it is imported when it is needed."""
+
+    def run(options: Namespace) -> int:
+        from bloomd.control import tasking
+
+        try:
+            return getattr(tasking, name)(options, partial(_ask, options))
+        except tasking.WrongUsage as error:
+            terminal.tell(str(error))
+            return USAGE
+
+    return run
+
+
 def _new_key(options: Namespace) -> int:
     """The secret alone is the answer, so that `KEY=$(bloomd-ctl key add NAME)` works."""
     made: MadeKey = _call(options)
@@ -109,11 +128,15 @@ def _new_key(options: Namespace) -> int:
 def _call(options: Namespace, method: str = "") -> Any:
     params = {key: value for key in PARAMS if (value := getattr(options, key, None)) is not None}
     began = time.perf_counter()
-    with _connect(options, options.seconds) as client:
-        answer = client.call(method or options.method, **params)
+    answer = _ask(options, method or options.method, **params)
     if options.method == "ping":
         answer["round_trip_ms"] = round((time.perf_counter() - began) * 1000, 3)
     return answer
+
+
+def _ask(options: Namespace, method: str, **params: Any) -> Any:
+    with _connect(options, options.seconds) as client:
+        return client.call(method, **params)
 
 
 def _connect(options: Namespace, seconds: float) -> Client:
@@ -250,8 +273,17 @@ def _parser() -> ArgumentParser:
     events = command("events", "follow what happens", example="bloomd-ctl events --types task", run=_events)
     events.add_argument("--types", type=_list, metavar="TYPE,...", help="only these: task, lease, worker, probe, audit")
     events.add_argument("--after", metavar="ID", help="begin after this event, not with what comes from now on")
-    key = commands.add_parser("key", help="make, list or remove a named API key", description="API keys by name.")
-    actions = key.add_subparsers(metavar="ACTION", required=True)
+
+    def group(name: str, summary: str, description: str) -> Any:
+        return commands.add_parser(name, help=summary, description=description).add_subparsers(
+            metavar="ACTION", required=True
+        )
+
+    about.tasks(command, group("task", "queue tasks, look at them, end them", "Tasks."), tasking=_tasking)
+    about.workers(
+        command, commands, group("worker", "register, look at or forget a worker", "Workers."), tasking=_tasking
+    )
+    actions = group("key", "make, list or remove a named API key", "API keys by name.")
     for name, summary, run, show in (
         ("add", "make an API key; its secret is printed", _new_key, None),
         ("list", "show who has an API key", _once, render.keys),

@@ -35,7 +35,6 @@ from bloomd.probes import Probe, ProbeStatus, membridge, minio, postgresql
 from bloomd.reload import Reloader
 from bloomd.runtime import liveness, stored, wakeups
 from bloomd.runtime.connector import Connector
-from bloomd.runtime.model import Retry
 from bloomd.runtime.retention import Keep, Retention
 from bloomd.runtime.sweeper import Rules, Sweeper
 from bloomd.settings import Loaded, Settings, secrets
@@ -273,7 +272,7 @@ class Daemon:
         return Rules(
             interval=settings.tasks.sweep_interval,
             offline_after=settings.workers.offline_after,
-            retry=self._retry(),
+            retry=self.node.retry,
             mirrored=self.node.membridge.configured,
         )
 
@@ -284,12 +283,8 @@ class Daemon:
             networks=settings.workers.allowed_networks,
             public_url=settings.http.public_url,
             binds=settings.http.bind,
-            retry=self._retry(),
+            retry=self.node.retry,
         )
-
-    def _retry(self) -> Retry:
-        settings = self.node.settings.tasks
-        return Retry(settings.retry_delay, settings.retry_delay_max, settings.retry_errors)
 
     async def _mirror(self, agents: Sequence[Agent], epoch: int) -> liveness.Mirrored:
         offline_after = self.node.settings.workers.offline_after

@@ -22,8 +22,10 @@ from bloomd.probes import Probe
 from bloomd.runtime import stored
 from bloomd.runtime.database import Database
 from bloomd.runtime.events import Feed
+from bloomd.runtime.heartbeats import Beat
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.leader import Leadership
+from bloomd.runtime.model import Lease, Retry
 from bloomd.runtime.stats import Counter, Stats
 from bloomd.runtime.waiting_room import WaitingRoom
 from bloomd.runtime.wakeups import Wakeups
@@ -102,6 +104,24 @@ class Node:
     def uptime(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._started
+
+    @property
+    def retry(self) -> Retry:
+        """The rules for another attempt, as they are set now."""
+        tasks = self.settings.tasks
+        return Retry(tasks.retry_delay, tasks.retry_delay_max, tasks.retry_errors)
+
+    def tell_progress(self, lease: Lease, beat: Beat) -> None:
+        """Let those who follow the events know how far a worker has come; no entry of the audit trail says so."""
+        if beat.progress is not None:
+            told = {
+                "action": "task.progress",
+                "entity_type": "task",
+                "entity_id": lease.task_id,
+                "timestamp": lease.last_heartbeat,
+                "progress": beat.progress,
+            }
+            self.feed.live("task", told)
 
     async def recent_stats(self, seconds: float) -> Stats | None:
         """The counts, or None when the database does not give them in time."""

@@ -241,3 +241,127 @@ class RemovedKey(TypedDict):
     name: str
     authentication: Literal["on", "off"]
     """Off when this was the last key and `http.api_key` is not set either."""
+
+
+class Task(TypedDict):
+    """And all else that the API tells of a task."""
+
+    id: str
+    status: str
+    prompt: str
+    context_id: str
+    agent_slug: str
+    labels: list[str]
+    pinned_worker_id: str | None
+    worker_id: str | None
+    attempts: int
+    max_attempts: int
+    created_at: int
+    progress: int | float | str | None
+    error_message: str | None
+
+
+class Tasks(TypedDict):
+    tasks: list[Task]
+    cursor: str | None
+
+
+class Attempt(TypedDict):
+    worker_id: str
+    started_at: int
+    ended_at: int | None
+    outcome: str | None
+    error: str | None
+
+
+class Result(TypedDict):
+    artifact_id: str | None
+    status: Literal["success", "error"]
+    error_message: str | None
+    metrics: dict[str, Any]
+
+
+class TaskShown(TypedDict):
+    task: Task
+    history: list[Attempt]
+    result: Result | None
+    """Without its output, which is the content of its artifact."""
+
+
+class ContentPiece(TypedDict):
+    size: int
+    content_type: str
+    data: str
+    """Base64."""
+
+
+class Matched(TypedDict):
+    matched: int
+    changed: int
+
+
+class FullWorker(Worker):
+    url: str
+    capabilities: dict[str, Any]
+    last_heartbeat: int | None
+    agent_version: str | None
+    os_info: str | None
+    install_method: str | None
+    ip_addrs: list[Any]
+    source: str
+
+
+class WorkerList(TypedDict):
+    workers: list[FullWorker]
+    cursor: str | None
+
+
+class HeldLease(TypedDict):
+    id: str
+    task_id: str
+    started_at: int
+
+
+class WorkerShown(TypedDict):
+    worker: FullWorker
+    leases: list[HeldLease]
+
+
+class Registered(TypedDict):
+    worker: FullWorker
+    new: bool
+
+
+class RemovedWorker(TypedDict):
+    removed: bool
+    id: str
+
+
+class Token(TypedDict):
+    id: str
+    created_at: int
+    created_by: str
+    last_used_at: int | None
+
+
+class Tokens(TypedDict):
+    tokens: list[Token]
+
+
+class MadeToken(TypedDict):
+    id: str
+    worker_id: str
+    secret: str
+    created_at: int
+    created_by: str
+
+
+class RemovedToken(TypedDict):
+    removed: bool
+    id: str
+
+
+class Enrolment(TypedDict):
+    code: str
+    worker: str
+    expires_at: int

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from bloomd import __version__
-from bloomd.control import answers, events, work
+from bloomd.control import answers, events, tasks, work, workers
 from bloomd.control.codes import INVALID_PARAMS
 from bloomd.control.server import Call, ControlError, Method, NoParams
 from bloomd.logs import Logs
@@ -108,6 +108,8 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
         Method("sync", sync, NoParams, mutating=True),
         Method("log.level", log_level, Level, mutating=True),
         *work.methods(node),
+        *tasks.methods(node),
+        *workers.methods(node),
         events.method(node),
     ]
 

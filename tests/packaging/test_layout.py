@@ -14,6 +14,7 @@ MODULES = sorted((ROOT / "bloomd").rglob("*.py"))
 # From the top to the bottom. A part imports from the rows below its own, and from itself.
 LAYERS = (
     {"cli"},
+    {"serving"},
     {"daemon"},
     {"reload"},
     {"http", "control"},
@@ -33,9 +34,12 @@ CLIENT = {
     "bloomd.ctl",
     "bloomd.control.client",
     "bloomd.control.codes",
+    "bloomd.control.commands",
     "bloomd.control.following",
     "bloomd.control.layout",
     "bloomd.control.render",
+    "bloomd.control.render_work",
+    "bloomd.control.tasking",
     "bloomd.control.terminal",
     "bloomd.control.until",
     "bloomd.control.answers",

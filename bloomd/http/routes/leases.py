@@ -13,7 +13,6 @@ from bloomd.http.asgi import Scope
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem, problem_of
 from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of, worker_of
-from bloomd.http.routes.tasks import retry_of, tell_progress
 from bloomd.runtime import completion, leases, releases
 from bloomd.runtime.claims import Claim, Claimed
 from bloomd.runtime.heartbeats import Beat, Progress, heartbeat_many
@@ -134,7 +133,7 @@ async def heartbeat(request: Req) -> list[LeaseOutcome]:
     answers = await heartbeat_many(node.database, beats, actor=actor(request))
     for beat, answer in zip(beats, answers, strict=True):
         if isinstance(answer, Lease):
-            tell_progress(node, answer, beat)
+            node.tell_progress(answer, beat)
     return [
         _refused(asked.lease_id, answer)
         if isinstance(answer, Refusal)
@@ -153,7 +152,7 @@ async def complete(request: Req) -> list[LeaseOutcome]:
     """One outcome each, in order."""
     node = node_of(request)
     many = await _read_many_own(request, LeaseCompletion)
-    answers = await completion.complete_many(node.database, many, retry=retry_of(node), actor=actor(request))
+    answers = await completion.complete_many(node.database, many, retry=node.retry, actor=actor(request))
     return [
         _refused(asked.lease_id, answer)
         if isinstance(answer, Refusal)

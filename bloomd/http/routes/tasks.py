@@ -9,14 +9,13 @@ from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
 from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of, worker_of
-from bloomd.node import Node
 from bloomd.runtime import completion, leases, tasks
 from bloomd.runtime.completion import Completed
 from bloomd.runtime.explain import Explanation, explain
 from bloomd.runtime.heartbeats import Beat, Progress
 from bloomd.runtime.heartbeats import heartbeat as heartbeat_once
 from bloomd.runtime.leases import Leased
-from bloomd.runtime.model import Completion, Lease, Name, NewTask, Retry, Task, TaskStatus, WorkerName
+from bloomd.runtime.model import Completion, Lease, Name, NewTask, Task, TaskStatus, WorkerName
 from bloomd.runtime.pages import Page
 from bloomd.runtime.tasks import Attempt
 
@@ -44,25 +43,6 @@ class TaskWithHistory(Task, frozen=True):
 class HeartbeatAnswer(msgspec.Struct, frozen=True):
     lease: Lease
     expires_at: int
-
-
-def retry_of(node: Node) -> Retry:
-    """The rules for another attempt, as they are set now."""
-    settings = node.settings.tasks
-    return Retry(settings.retry_delay, settings.retry_delay_max, settings.retry_errors)
-
-
-def tell_progress(node: Node, lease: Lease, beat: Beat) -> None:
-    """Let those who follow the events know how far a worker has come; no entry of the audit trail says so."""
-    if beat.progress is not None:
-        told = {
-            "action": "task.progress",
-            "entity_type": "task",
-            "entity_id": lease.task_id,
-            "timestamp": lease.last_heartbeat,
-            "progress": beat.progress,
-        }
-        node.feed.live("task", told)
 
 
 @post(
@@ -218,14 +198,14 @@ async def _heartbeat(request: Req, task_id: str, body: Heartbeat) -> HeartbeatAn
     beat = Beat(lease_id=body.lease_id, worker_id=worker_of(request, body.worker_id), progress=body.progress)
     node = node_of(request)
     lease = await heartbeat_once(node.database, task_id, beat, actor=actor(request))
-    tell_progress(node, lease, beat)
+    node.tell_progress(lease, beat)
     return HeartbeatAnswer(lease, lease.expires_at)
 
 
 async def _complete(request: Req, task_id: str, body: Completion) -> Completed:
     node = node_of(request)
     own = msgspec.structs.replace(body, worker_id=worker_of(request, body.worker_id))
-    return await completion.complete(node.database, task_id, own, retry=retry_of(node), actor=actor(request))
+    return await completion.complete(node.database, task_id, own, retry=node.retry, actor=actor(request))
 
 
 def _same(in_path: str, in_body: str | None) -> str:

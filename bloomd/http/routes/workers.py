@@ -9,7 +9,6 @@ from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, invalid, read, read_json
 from bloomd.http.problems import FieldError
 from bloomd.http.requests import Cursor, Limit, Req, actor, caller, chosen, node_of, page_of, worker_of
-from bloomd.http.routes.tasks import retry_of
 from bloomd.runtime import workers
 from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
 from bloomd.runtime.pages import Page
@@ -61,7 +60,7 @@ async def register(request: Req) -> Response[Worker]:
 async def remove(request: Req, worker_id: str, force: bool = False) -> Removed:
     """With `force` its leases end first, and their tasks are queued again."""
     node = node_of(request)
-    await workers.remove(node.database, worker_id, force=retry_of(node) if force else None, actor=actor(request))
+    await workers.remove(node.database, worker_id, force=node.retry if force else None, actor=actor(request))
     return Removed(removed=True, id=worker_id)
 
 
