@@ -10,8 +10,9 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
 from functools import cache
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import httpcore
 import httpx
@@ -84,6 +85,25 @@ class _Transport(httpx.AsyncHTTPTransport):
                 await stream.aclose()
 
 
+class _Content(httpx.AsyncByteStream):
+    """What is sent, in one piece.
+
+    httpx has a generator for this; of a server that answers before it has heard everything, httpcore 1.0.9 leaves that
+    to the garbage collector.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._pieces = iter([content])
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
+
+
 async def exchange(
     method: str,
     url: str,
@@ -110,16 +130,17 @@ async def exchange(
     fields = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
     try:
         with trio.fail_after(timeout):
-            async with (
-                httpx.AsyncClient(transport=_Transport(connect), timeout=None, trust_env=False) as client,
-                client.stream(method, url, headers=fields | dict(headers or {}), content=content) as response,
-            ):
-                return Answer(
-                    response.status_code,
-                    response.headers.get("content-type"),
-                    await _body(response, who, limit),
-                    response.headers.get("location"),
-                )
+            async with httpx.AsyncClient(transport=_Transport(connect), timeout=None, trust_env=False) as client:
+                request = client.build_request(method, url, headers=fields | dict(headers or {}), content=content)
+                if content:
+                    request.stream = _Content(content)
+                async with aclosing(await client.send(request, stream=True)) as response:
+                    return Answer(
+                        response.status_code,
+                        response.headers.get("content-type"),
+                        await _body(response, who, limit),
+                        response.headers.get("location"),
+                    )
     except trio.TooSlowError as error:
         raise NotWorthRetrying(f"{who}: no answer within {timeout:.3g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # a host name that IDNA refuses is the last

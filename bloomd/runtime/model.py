@@ -187,6 +187,8 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
 class Metrics(msgspec.Struct, frozen=True):
     duration_ms: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
     tokens_used: Annotated[int, Meta(ge=0, le=1 << 53)] | None = None
+    cost_usd: Annotated[float, Meta(ge=0, le=1e9)] | msgspec.UnsetType | None = msgspec.UNSET
+    """Kept where a worker says it: those in the field do not."""
 
 
 class Completion(msgspec.Struct, frozen=True):

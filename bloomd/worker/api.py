@@ -27,6 +27,9 @@ POLL_MARGIN = 20.0
 # The server is busy, or somebody between is: not a word about what was asked.
 _AWAY = (408, 425, 429)
 
+# The name under its lease of an output that is uploaded; `result` is kept for what a completion makes.
+OUTPUT = "output"
+
 T = TypeVar("T")
 
 
@@ -166,7 +169,7 @@ class Server:
         try:
             answer = await self._exchange(
                 "PUT",
-                f"leases/{quote(lease, safe='')}/artifacts/result?{query}",
+                f"leases/{quote(lease, safe='')}/artifacts/{OUTPUT}?{query}",
                 content,
                 content_type="text/plain; charset=utf-8",
                 timeout=UPLOAD_TIMEOUT,
@@ -184,8 +187,9 @@ class Server:
             raise Unavailable(f"{self.who}: {len(outcomes)} outcomes for one lease")
         [outcome] = outcomes
         if not outcome.ok:
-            trouble = self._trouble(outcome.status or 500, outcome.error or "no reason given", outcome.type or "")
-            raise _lost(trouble)
+            if outcome.type and outcome.type.endswith(":conflict"):
+                raise Unavailable(f"{self.who}: {outcome.error}")  # the task is changing hands too quickly
+            raise _lost(self._trouble(outcome.status or 500, outcome.error or "no reason given", outcome.type or ""))
         return outcome
 
     async def _post(self, path: str, body: Any, *, timeout: float = TIMEOUT, limit: int = ANSWER_LIMIT) -> Answer:
@@ -222,7 +226,7 @@ class Server:
         raise self._trouble(answer.status, said.error or f"it answered {answer.status}", said.type)
 
     def _trouble(self, status: int, text: str, type: str) -> Exception:
-        if status >= 500 or status in _AWAY or type.endswith(":conflict"):
+        if status >= 500 or status in _AWAY:
             return Unavailable(f"{self.who}: {text}")
         if type.endswith((":lease-lost", ":cancelled")):
             return LeaseLost(text)

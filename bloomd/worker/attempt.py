@@ -141,11 +141,11 @@ class Attempt:
             raise _GiveBack(f"this worker's program cannot work now: {verdict.why}")
         said = self._completion(verdict, artifact)
         status = await self._deliver(said)
+        self._log.info("task ended", task_status=status, tags=said["artifact_tags"], **said["metrics"])
         if isinstance(verdict, Answered):
             self._machine.on_work()
             if verdict.session:
                 await context.remember(verdict.session)
-        self._log.info("task ended", outcome=said["status"], task_status=status, **said["metrics"])
 
     async def _verdict(self, context: Context) -> Answered | Failed | Limit:
         """Run the program; once more when the conversation that it should continue is gone."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from fake import FAKE, is_running
+from fake import FAKE, is_running, the_pid
 
 from bloomd.worker import process
 from bloomd.worker.process import STDERR_TAIL, STDOUT_LIMIT, Ended, NotStarted, Said, run
@@ -45,15 +45,6 @@ def start(tmp_path: Path) -> Run:
             )  # fmt: skip
 
     return start
-
-
-async def appears(path: Path) -> int:
-    """The number in a file, as soon as it is there."""
-    file = trio.Path(path)
-    with trio.fail_after(10):
-        while not (await file.exists() and await file.read_text()):
-            await trio.sleep(0.005)
-    return int(await file.read_text())
 
 
 async def test_the_prompt_comes_on_stdin_and_nothing_of_ours_is_in_the_environment(start, tmp_path):
@@ -96,7 +87,7 @@ async def test_exactly_as_much_as_there_is_room_for_is_not_cut(start, monkeypatc
 async def test_what_hangs_is_ended_when_its_time_is_up(start, tmp_path):
     ended = await start("fake:hang", seconds=0.6)
     assert (ended.exit_code, ended.timed_out) == (-signal.SIGTERM, True)
-    assert not is_running(await appears(tmp_path / "hanging"))
+    assert not is_running(await the_pid(tmp_path / "hanging"))
 
 
 async def test_what_does_not_want_to_end_is_ended(start, tmp_path, monkeypatch):
@@ -111,7 +102,7 @@ async def test_a_child_that_outlives_the_leader_is_ended_too(start, tmp_path, mo
     began = trio.current_time()
     ended = await start(f"fake:{how}\nfake:say done")
     assert json.loads(ended.stdout)["result"] == "done"
-    assert not is_running(await appears(tmp_path / "child"))
+    assert not is_running(await the_pid(tmp_path / "child"))
     assert trio.current_time() - began < 5
 
 
@@ -119,13 +110,13 @@ async def test_a_child_that_has_left_the_group_is_not_waited_for(start, tmp_path
     monkeypatch.setattr(process, "DRAIN_SECONDS", 0.1)
     ended = await start("", sys.executable, "-c", LEAVES_THE_GROUP)
     assert ended.stdout == b"done\n"
-    os.kill(await appears(tmp_path / "child"), signal.SIGKILL)
+    os.kill(await the_pid(tmp_path / "child"), signal.SIGKILL)
 
 
 async def test_who_is_cancelled_leaves_nothing_running(start, tmp_path):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start, "fake:hang")
-        pid = await appears(tmp_path / "hanging")
+        pid = await the_pid(tmp_path / "hanging")
         assert is_running(pid)
         nursery.cancel_scope.cancel()
     assert not is_running(pid)
