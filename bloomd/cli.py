@@ -1,4 +1,4 @@
-"""`bloomd`: run, dev, check, migrate.
+"""`bloomd`: run, dev, check, migrate, worker.
 
 A worker's machine has this command, too, but not what a daemon imports (`http/install`): so that is imported by the
 commands that need it.
@@ -33,6 +33,7 @@ _EPILOG = {
     "dev": "example: bloomd dev --port 5055 --dir /tmp/bloom",
     "check": "example: bloomd check -c bloomd.yaml --print",
     "migrate": "example: bloomd migrate --status",
+    "worker": "example: bloomd worker --server https://bloom.example.org --token-file token --max-concurrency 2",
 }
 
 
@@ -119,6 +120,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     takes_file(migrating)
     migrating.add_argument("--status", action="store_true", help="only tell what would be done")
+
+    working = command("worker", "do the tasks of a bloomd on this machine, with the Claude CLI", _worker)
+    takes_file(working)
+    working.add_argument("--server", metavar="URL", help="the bloomd that it works for")
+    working.add_argument("--name", metavar="NAME", help="its name there (the name of this machine)")
+    working.add_argument("--token-file", metavar="FILE", help="a file that holds its token, or an API key")
+    working.add_argument("--max-concurrency", type=int, metavar="N", help="tasks that it runs at once (1)")
+    working.add_argument(
+        "--label",
+        action="append",
+        dest="labels",
+        metavar="LABEL",
+        help="what this machine has: a task that asks for a label goes only to workers with it; repeatable",
+    )
+    working.add_argument("--root", metavar="DIR", help="where it works (/var/lib/bloomd-worker)")
     return parser
 
 
@@ -141,6 +157,15 @@ def _dev(options: argparse.Namespace) -> int:
     from bloomd.serving import dev
 
     dev(options)
+    return OK
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from bloomd.worker.main import main
+
+    keys = ("server", "name", "token_file", "max_concurrency", "labels", "root")
+    told = {f"worker.{key}": value for key in keys if (value := getattr(options, key)) is not None}
+    main(load(_file(options), environ=os.environ, options=told))
     return OK
 
 

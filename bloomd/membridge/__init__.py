@@ -11,3 +11,6 @@ A peer here may be slow, hang, lie or be somebody else altogether. So every exch
 for all of it, a limit for its answer, and follows no redirect; what is in an answer counts field by field; and a call
 that fails changes nothing but what is said of it.
 """
+
+# Where a control plane is looked for when nobody says another place.
+USUAL_PORT = 8000

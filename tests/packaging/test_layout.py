@@ -15,6 +15,7 @@ MODULES = sorted((ROOT / "bloomd").rglob("*.py"))
 LAYERS = (
     {"cli"},
     {"serving"},
+    {"serving"},
     {"daemon"},
     {"reload"},
     {"http", "control"},
