@@ -15,7 +15,7 @@ from bloomd.settings.values import bind_problem
 from bloomd.settings.yaml_source import read_yaml
 
 # URLs are kept without a slash at their end, so that paths can be appended.
-_URLS = ("http.public_url", "membridge.server_url")
+_URLS = ("http.public_url", "membridge.server_url", "worker.server")
 
 
 @dataclass(frozen=True, slots=True)

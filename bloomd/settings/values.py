@@ -69,6 +69,12 @@ def _proxy_problem(text: str) -> str | None:
     return None if text == "unix:" else _network_problem(text)
 
 
+def _worker_name_problem(name: str) -> str | None:
+    if 1 <= len(name) <= 128 and "/" not in name and name.isprintable():
+        return None
+    return "expected a name of 1 to 128 characters, without a slash and without control characters"
+
+
 def _complaint(parse: Callable[[str], object], text: str) -> str | None:
     try:
         parse(text)
@@ -110,4 +116,7 @@ COMPLAINTS: Mapping[str, Complaint] = {
     "membridge.serve_key": key_problem,
     "minio.endpoint": endpoint_problem,
     "workers.allowed_networks": _network_problem,
+    "worker.server": url_problem,
+    "worker.name": _worker_name_problem,
+    "worker.token": key_problem,
 }
