@@ -209,7 +209,7 @@ class Projects:
         except (ValueError, RecursionError):
             value = None
         said = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-        told = known(said, secret=self._settings().membridge.admin_key)
+        told = known(said, secret=self._membridge.settings.admin_key)
         reason = told.error or told.detail
         if not 200 <= answer.status < 300:
             raise AgentFailed(f"Membridge answered {answer.status} to POST /sync/{direction}{_because(reason)}")
