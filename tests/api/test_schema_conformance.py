@@ -101,6 +101,19 @@ checks.positive_data_acceptance.expected-statuses = {allowed}
 "path.worker_id" = {{ dictionary = "agent_id" }}
 """
 
+# These tasks are queued, and nothing else touches them; a worker without a URL cannot be pushed to.
+DISPATCH = "/api/runtime/llm-tasks/{task_id}/dispatch"
+
+OPERATION_OF_DISPATCH = """
+[[operations]]
+include-path = {path}
+checks.positive_data_acceptance.expected-statuses = {allowed}
+
+[operations.parameters]
+"path.task_id" = {{ dictionary = "task_id_to_dispatch", probability = 0.9 }}
+"body.worker_id" = {{ dictionary = "agent_id", probability = 0.9 }}
+"""
+
 # What is removed is nothing that others look at.
 REMOVAL_OF_PROJECT = """
 [[operations]]
@@ -130,9 +143,12 @@ def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
     done = [post(f"/llm-tasks/{id}/complete", {"status": "success", "output": "Hello"}) for id in finished]
     for id in cancelled:
         post(f"/llm-tasks/{id}/cancel")
+    pushed = [each["id"] for each in post("/llm-tasks", [{"prompt": "Say hello"}] * 60)]
+    post(f"/llm-tasks/{pushed[0]}/dispatch")
     return {
         "worker_id": workers,
         "agent_id": agents,
+        "task_id_to_dispatch": pushed,
         "project_id": projects[:4],
         "project_id_to_remove": projects[4:],
         "task_id": tasks[len(OF_LEASES) :],
@@ -163,6 +179,7 @@ def configuration(known: dict[str, list[str]]) -> str:
         *(JUDGED_OPERATION.format(path=toml(path), allowed=toml([*ALLOWED, "400", "422"])) for path in JUDGED),
         *(OPERATION_OF_LEASE.format(path=toml(path), number=number) for number, path in enumerate(OF_LEASES)),
         *(OPERATION_OF_AGENT.format(path=toml(path), allowed=toml([*ALLOWED, "400"])) for path in OF_AGENTS),
+        OPERATION_OF_DISPATCH.format(path=toml(DISPATCH), allowed=toml([*ALLOWED, "400"])),
         REMOVAL_OF_PROJECT,
     ])  # fmt: skip
 
@@ -183,7 +200,7 @@ async def test_the_api_is_as_described(postgres_server: PostgresServer, tmp_path
         bloomd.migrate()
         with bloomd:
             membridge = {"membridge_server_url": [peer.url], "admin_key": [KEY], "membridge_admin_key": [KEY]}
-            known = populate(bloomd.http, agent.url) | membridge
+            known = await trio.to_thread.run_sync(populate, bloomd.http, agent.url) | membridge
             (tmp_path / "schemathesis.toml").write_text(configuration(known))
             done = await trio.run_process(
                 [BIN / "schemathesis", "run", f"{bloomd.url}/api/schema", "--exclude-path", STREAM,
