@@ -63,6 +63,7 @@ lock: $(VENV)/bin/python
 	$(VENV)/bin/uv pip compile $(LOCK) --group build -c requirements.lock -o requirements-build.lock
 	$(VENV)/bin/uv pip compile $(LOCK) --group postgres -c requirements.lock -o requirements-postgres.lock
 	$(VENV)/bin/uv pip compile $(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(VENV)/bin/python tests/packaging/worker_lock.py > bloomd/http/install/requirements.lock
 LOCK = --universal --generate-hashes --no-emit-index-url --no-header --quiet --python-version 3.11
 
 clean:

@@ -38,7 +38,7 @@ class Nginx:
         self.port = free_port()
         self.access_log = directory / "access.log"
         self.command = [require("nginx"), "-p", f"{directory}/", "-c", f"{directory}/nginx.conf", "-e", "stderr"]
-        self._errors = directory / "error.log"
+        self.error_log = directory / "error.log"
         conf = _adapted(
             CONFIGURATION,
             ("listen 80;", f"listen 127.0.0.1:{self.port};"),
@@ -50,7 +50,7 @@ class Nginx:
         (directory / "nginx.conf").write_text(MAIN.format(user="user root;" if os.geteuid() == 0 else ""))
 
     def __enter__(self) -> Self:
-        with self._errors.open("wb") as errors:
+        with self.error_log.open("wb") as errors:
             self._process = subprocess.Popen(self.command, stderr=errors)
         eventually(self._serves)
         return self
@@ -60,7 +60,7 @@ class Nginx:
         self._process.wait(10)
 
     def _serves(self) -> bool:
-        assert self._process.poll() is None, self._errors.read_text()
+        assert self._process.poll() is None, self.error_log.read_text()
         return accepts(self.port)
 
 

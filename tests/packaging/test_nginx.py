@@ -24,6 +24,7 @@ class Front:
     upstream: Upstream
     socket: Path
     log: Path
+    errors: Path
     command: list[str]
 
 
@@ -32,7 +33,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     directory = tmp_path_factory.mktemp("nginx")
     socket = directory / "bloomd.sock"
     with Upstream(socket) as upstream, Nginx(directory, socket) as nginx:
-        yield Front(nginx.port, upstream, socket, nginx.access_log, nginx.command)
+        yield Front(nginx.port, upstream, socket, nginx.access_log, nginx.error_log, nginx.command)
 
 
 def test_nginx_finds_nothing_wrong(front: Front) -> None:
@@ -133,6 +134,19 @@ def test_no_query_is_logged(front: Front) -> None:
     ask(front.port, "/api/runtime/agent-install-script?code=s3cret-b")
     eventually(lambda: "/api/runtime/agent-install-script HTTP/1.1" in front.log.read_text())
     assert "s3cret" not in front.log.read_text()
+
+
+def test_no_query_with_a_code_is_in_the_error_log(front: Front) -> None:
+    """Which holds whole requests, where bloomd does not answer."""
+    aside = front.socket.rename(front.socket.with_suffix(".aside"))
+    front.upstream.hang_up()
+    try:
+        for path in ("/api/runtime/agent-install-script?code=s3cret-c", "/api/runtime/audit?limit=told"):
+            assert ask(front.port, path).status == 503
+    finally:
+        aside.rename(front.socket)
+    eventually(lambda: "limit=told" in front.errors.read_text())
+    assert "s3cret" not in front.errors.read_text()
 
 
 def test_without_bloomd_clients_get_a_503_that_they_can_read(front: Front) -> None:
