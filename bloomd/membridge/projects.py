@@ -117,6 +117,7 @@ class Projects:
             async with places:
                 try:
                     told = await self._clone(project, operation, target, actor)
+                    told = msgspec.structs.replace(told, stdout=None, stderr=None)  # of a whole fleet, too much
                     results[target.id] = NodeResult(target.id, ok=True, result=told)
                 except (AgentFailed, Refusal, Unavailable) as error:
                     results[target.id] = NodeResult(target.id, ok=False, error=one_line(error))

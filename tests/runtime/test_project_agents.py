@@ -265,7 +265,9 @@ async def test_a_propagation_leaves_out_the_primary_node(db, managed, project, a
     assert await status(db, project) == "cloned"
     async with agent_peer(key=KEY) as other:
         await new_worker("w2", url=other.url)
+        other.replies["/clone"] = reply({"ok": True, "path": "/srv/b", "stdout": "x" * 9999, "stderr": "y"})
         done = await managed.propagate(project.id, actor="ann")
+        assert (done.results[0].result.stdout, done.results[0].result.stderr) == (None, None)
         assert [(each.node, each.ok, each.result.path) for each in done.results] == [("w2", True, "/srv/b")]
     assert (done.status, await status(db, project), len(agent.requests)) == ("synced", "synced", 1)
 
