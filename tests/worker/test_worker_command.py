@@ -1,0 +1,145 @@
+"""`bloomd worker` as an init system runs it: its options, its signals, its end."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bloomd_process import BIN, KEY
+from fake import FAKE, is_running
+from servers import eventually
+
+from bloomd.settings import load
+from bloomd.worker.contexts import name_of
+
+
+class Command:
+    """One `bloomd worker`."""
+
+    def __init__(self, directory: Path, url: str, *arguments: str, token: str = KEY) -> None:
+        self.root, self.log = directory / "root", directory / "log"
+        self.hanging = self.root / "contexts" / name_of("c") / "hanging"
+        (directory / "token").write_text(token)
+        (directory / "config.yaml").write_text(json.dumps({"worker": {"command": list(FAKE), "token_file": "token"}}))
+        options = ["--server", url, "--name", "w1", "--root", str(self.root), "-c", str(directory / "config.yaml")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [BIN / "bloomd", "worker", *options, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}, cwd=directory,
+            )  # fmt: skip
+
+    def hangs(self) -> int:
+        """The process that hangs, as soon as it does."""
+        eventually(lambda: self.hanging.exists() and self.hanging.read_text())
+        return int(self.hanging.read_text())
+
+
+@pytest.fixture
+def command(tmp_path: Path, daemon) -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def start(*arguments: str, **more: str) -> Command:
+        started.append(Command(tmp_path, daemon.url, *arguments, **more))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def test_it_works_until_it_is_told_to_stop_and_ends_what_it_has_begun(command, queue):
+    worker = command("--max-concurrency", "2", "--label", "gpu", "--label", "big")
+    id = queue.add("fake:slow 0.5\nfake:say done", labels=["gpu", "big"])
+    eventually(lambda: queue.task(id)["status"] == "running")
+    worker.process.terminate()
+    assert worker.process.wait(20) == 0
+    assert queue.task(id)["status"] == "completed"
+    told = queue.worker()
+    assert told["capabilities"]["labels"] == ["gpu", "big"]
+    assert told["capabilities"]["max_concurrency"] == 2
+    assert told["agent_version"]
+    assert told["os_info"].startswith("Linux")
+    assert told["install_method"] == "foreground"
+    assert told["ip_addrs"] == ["127.0.0.1"]
+    assert KEY not in worker.log.read_text()
+
+
+def test_a_second_signal_gives_back_what_runs(command, queue):
+    worker = command()
+    id = queue.add("fake:hang", context_id="c")
+    pid = worker.hangs()
+    worker.process.terminate()
+    eventually(lambda: "stopping" in worker.log.read_text())
+    time.sleep(0.2)  # one signal could swallow another one
+    assert worker.process.poll() is None
+    worker.process.send_signal(signal.SIGINT)
+    assert worker.process.wait(20) == 0
+    assert not is_running(pid)
+    assert queue.task(id)["status"] == "queued"
+    assert queue.task(id)["attempts"] == 0
+
+
+def test_a_worker_that_was_killed_leaves_nothing_that_the_next_one_does_not_see_to(command, queue):
+    first = command()
+    id = queue.add("fake:hang", context_id="c", max_attempts=2)
+    pid = first.hangs()
+    eventually(lambda: "group" in next((first.root / "leases").iterdir()).read_text())
+    first.process.kill()
+    first.process.wait()
+    assert is_running(pid)
+    first.hanging.unlink()
+    second = command()
+    assert second.hangs() != pid
+    assert not is_running(pid)
+    assert queue.task(id)["attempts"] == 1
+
+
+def test_two_in_one_directory_are_one_too_many(command, queue):
+    command("--label", "first")
+    eventually(lambda: queue.worker().get("capabilities"))
+    second = command()
+    assert second.process.wait(20) == 78
+    assert "another worker runs in" in second.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "words"),
+    [
+        ((), "a-wrong-token-of-somebody", "refuses this worker"),
+        (("--server", "ftp://x"), KEY, "expected a URL that begins with http:// or https://"),
+        (("--max-concurrency", "33"), KEY, "expected a whole number from 1 to 32"),
+        (("--name", "a/b"), KEY, "expected a name of 1 to 128 characters"),
+        (("--token-file", "nowhere"), KEY, "there is no such file"),
+        (("--root", "token/x"), KEY, "cannot be used: Not a directory"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_begins(command, arguments, token, words):
+    worker = command(*arguments, token=token)
+    assert worker.process.wait(20) == 78
+    assert words in worker.log.read_text()
+    assert token not in worker.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({}, "no server is set: say --server URL"), ({"server": "http://x", "command": ["no-such-cli"]}, "`no-such-cli`")],
+)
+def test_what_is_missing_is_said(tmp_path, settings, words):
+    (tmp_path / "config.yaml").write_text(json.dumps({"worker": settings}))
+    done = subprocess.run(
+        [BIN / "bloomd", "worker", "-c", tmp_path / "config.yaml", "--root", tmp_path / "root"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert words in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_url_of_the_server_has_no_slash_at_its_end():
+    loaded = load(None, environ={}, options={"worker.server": "https://bloom.example.org/base/"})
+    assert loaded.settings.worker.server == "https://bloom.example.org/base"
