@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 ARGS   ?=
+JOBS   ?= 2
 
 .PHONY: run test lint check bench soak lock docs clean
 
@@ -13,7 +14,7 @@ run: $(VENV)/.run
 	@exec $(VENV)/bin/bloomd dev $(ARGS)
 
 test: $(VENV)/.dev lint
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check --quiet .

@@ -55,8 +55,14 @@ class Trail:
             raise Unavailable("the database is away")
         return [answer]
 
+    def crash(self, *, lost):
+        """Lose transactions that came to nothing: their ids are used again."""
+        self.running.clear()
+        self.next_xact -= lost
+
     def beginning(self):
-        return Beginning(horizon=self.horizon, kept=True)
+        settled = [entry.position for entry in self.committed if entry.xact < self.horizon]
+        return Beginning(horizon=self.horizon, newest=max(settled, default=(0, 0)), kept=True)
 
     def after(self, position):
         settled = sorted(

@@ -22,8 +22,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from bloomd.postgres.cluster import Cluster
 
 DEADLINE_SECONDS = 30.0
-# What a test gains by a database that need not survive a crash of the machine. A crash of the server it does survive.
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_wal_size": "256MB"}
+# What a test gains by a database that need not survive a crash of the machine. What the server has committed does
+# survive its own crash: without `synchronous_commit` it would not.
+FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 
 
 def eventually(condition: Callable[[], object], *, seconds: float = DEADLINE_SECONDS) -> None:

@@ -135,16 +135,13 @@ class Feed:
         found = await trail.after(self._database, recent.head)
         if recent is not self._recent:
             pass  # for those who wanted it and have gone
-        elif found.horizon < recent.head[0]:
+        elif found.horizon <= recent.head[0]:
             log.warning("the database went back in time; those who follow its events are sent away to begin anew")
             self._drop(self._subscriptions)
             recent.wake()
-        else:
-            if found.entries:
-                recent.add((entry.position, trail.event_of(entry)) for entry in found.entries)
-                self._drop_the_slow(recent)
-            if found.complete:
-                recent.advance((found.horizon, 0))
+        elif found.entries:
+            recent.add((entry.position, trail.event_of(entry)) for entry in found.entries)
+            self._drop_the_slow(recent)
         return found
 
     async def _begin(self, subscription: "Subscription", position: Position | None) -> None:
@@ -157,11 +154,11 @@ class Feed:
         async with self._places:
             found = await trail.beginning(self._database, position or (0, 0))
         if self._recent is None:
-            self._recent = Recent((found.horizon, 0), kept_bytes=self._kept_bytes)
+            self._recent = Recent(found.newest, kept_bytes=self._kept_bytes)
             self._wanted.set()
         if position is None:
             subscription.join(self._recent, self._recent.head)
-        elif found.kept and position[0] <= found.horizon:
+        elif found.kept and position[0] < found.horizon:
             subscription.catch_up(self._recent, position, self._missed)
         else:
             subscription.reset(self._recent)
@@ -289,7 +286,7 @@ class Subscription:
             self.last_id = id_of(position)
         # The latest may have moved on meanwhile, beyond what this page could know of.
         start = self._recent.start
-        if position >= start or (found.complete and (found.horizon, 0) >= start):
+        if position >= start or (found.complete and found.horizon > start[0]):
             self.join(self._recent, max(position, start))
         return [trail.event_of(entry) for entry in found.entries]
 

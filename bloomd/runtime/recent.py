@@ -95,10 +95,6 @@ class Recent:
         self._forget(self.end - 1)
         self.wake()
 
-    def advance(self, position: Position) -> None:
-        """Nothing has come up to this position."""
-        self.head = max(self.head, position)
-
     def wake(self) -> None:
         """Let those who wait for `arrived` look."""
         self.arrived.set()

@@ -3,6 +3,9 @@
 That order is (xact, seq), up to the oldest transaction that still runs; `migrations/0009_events.sql` says why. It also
 means that a transaction which has written and stays open, in whatever database of the server, holds back what was
 committed after it began.
+
+A reader's place is an entry that it has seen, never the horizon: after a crash, the server gives the numbers of those
+transactions to others of which nothing had reached the disk.
 """
 
 import msgspec
@@ -39,13 +42,22 @@ PAGE = 500
 # The trail is pruned from its old end: what came after a position is all there when the oldest entry is no newer than
 # it, or is the very first. (An empty trail was pruned, or never had an entry.)
 BEGINNING = """
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
+WITH now AS MATERIALIZED (
+    SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon
+)
+SELECT horizon,
+       coalesce((SELECT json_build_array(xact, seq)
+                   FROM audit_logs
+                  WHERE xact < (SELECT horizon FROM now)
+                  ORDER BY xact DESC, seq DESC
+                  LIMIT 1), '[0, 0]') AS newest,
        coalesce((SELECT (xact, seq) <= (%(xact)s, %(seq)s) OR seq = 1
                    FROM audit_logs
                   WHERE xact IS NOT NULL
                   ORDER BY xact, seq
                   LIMIT 1),
                 (SELECT NOT is_called FROM audit_logs_seq)) AS kept
+  FROM now
 """
 
 # When entries are held back and none come, the next look comes after this, then after twice that, up to the poll.
@@ -90,6 +102,8 @@ class Entries(msgspec.Struct, frozen=True):
 
 class Beginning(msgspec.Struct, frozen=True):
     horizon: int
+    newest: Position
+    """Of the latest entry below the horizon; (0, 0) when there is none."""
     kept: bool
     """Whether all that came after the position is still there."""
 

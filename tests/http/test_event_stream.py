@@ -93,7 +93,7 @@ async def test_it_begins_with_how_to_come_again(autojump_clock, open_stream):
     assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
     assert headers[b"cache-control"] == b"no-store"
     assert headers[b"x-accel-buffering"] == b"no"
-    assert client.text == ": bloomd\nretry: 2000\nid: 100-0\n\n"
+    assert client.text == ": bloomd\nretry: 2000\nid: 0-0\n\n"
 
 
 async def test_an_event_is_three_lines(autojump_clock, node, open_stream):

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from event_trail import Trail
 from structlog.testing import capture_logs
 
 from bloomd.errors import Unavailable
@@ -341,8 +342,8 @@ async def test_entries_of_a_restored_database_hold_nothing_back(db, feed, sql, w
 
 async def test_when_the_database_goes_back_everybody_begins_anew():
     """A standby that had not got everything takes the place of its primary."""
-    answers = [Entries(horizon=100, held_back=False, entries=[]), Entries(horizon=50, held_back=False, entries=[])]
-    database = Scripted(trail.Beginning(horizon=100, kept=True), answers)
+    answers = [Entries(horizon=100, held_back=False, entries=[]), Entries(horizon=90, held_back=False, entries=[])]
+    database = Scripted(trail.Beginning(horizon=100, newest=(90, 7), kept=True), answers)
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups)
     async with trio.open_nursery() as nursery:
@@ -354,6 +355,25 @@ async def test_when_the_database_goes_back_everybody_begins_anew():
             assert one.dropped.is_set()
             assert feed.subscribers == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_ids_of_transactions_that_are_used_again_after_a_crash(autojump_clock, nursery):
+    """What was never flushed is unknown to the server that comes up again, the numbers of its transactions included."""
+    database = Trail()
+    database.write()
+    wakeups = Wakeups(database)
+    feed = Feed(database, wakeups)
+    await nursery.start(feed.run)
+    async with feed.subscribe() as early:
+        for _ in range(3):
+            database.begin()
+        database.running.clear()  # as one that sends a notification ends, without an entry
+        await trio.sleep(10)
+        async with feed.subscribe() as late:
+            database.crash(lost=3)
+            database.write()
+            for subscription in (early, late):
+                assert [event.id for event in await take(subscription, 1)] == [database.ids[-1]]
 
 
 class Scripted:
@@ -482,7 +502,7 @@ async def test_the_dropped_may_come_again_with_their_last_id(make_feed, write, i
 
 async def test_without_readers_nothing_is_asked(autojump_clock, nursery):
     nothing = Entries(horizon=100, held_back=False, entries=[])
-    database = Scripted(trail.Beginning(horizon=100, kept=True), [nothing] * 100)
+    database = Scripted(trail.Beginning(horizon=100, newest=(90, 7), kept=True), [nothing] * 100)
     wakeups = Wakeups(database)
     feed = Feed(database, wakeups)
     await nursery.start(feed.run)

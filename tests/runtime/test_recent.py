@@ -37,9 +37,6 @@ def test_what_comes_after_a_position_is_given_as_long_as_it_is_kept(history, xac
             recent.add([(position, event(id_of(position), size))])
         elif kind == "live":
             recent.add_live(event(None, size))
-        else:
-            head = (position[0], 0)
-            recent.advance(head)
         if kind != "quiet":
             everything.append((head, size))
     assert recent.head == head

@@ -106,7 +106,18 @@ async def test_a_short_text_stands_in_the_artifact(db, sql, lease, put):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"x", b"x" * 10, b"x" * 11, b"\xff", b"a\x00b", b"\xd1", os.urandom(10), os.urandom(35), b"y" * 40],
+    [
+        b"",
+        b"x",
+        b"x" * 10,
+        b"x" * 11,
+        b"\xff",
+        b"a\x00b",
+        b"\xd1",
+        bytes(range(250, 256)) + bytes(4),
+        bytes(range(35)),
+        b"y" * 40,
+    ],
 )
 async def test_what_was_uploaded_is_what_is_read(db, sql, lease, put, small_pieces, content):
     """However it is cut on its way, and from wherever it is read."""
