@@ -7,6 +7,11 @@
     polls.py     the service that asks every worker with a URL how it is
     networks.py  which addresses a worker's URL may lead to
 
+    calls.py         one call to a worker's agent, with the key that it wants
+    dispatch.py      the service that pushes tasks to agents
+    execution.py     what an agent is told to do, and what its answer means
+    autodispatch.py  pushes what is queued without being asked to
+
 A peer here may be slow, hang, lie or be somebody else altogether. So every exchange (`bloomd.exchange`) has a deadline
 for all of it, a limit for its answer, and follows no redirect; what is in an answer counts field by field; and a call
 that fails changes nothing but what is said of it.

@@ -66,6 +66,9 @@ ANSWER_SECONDS = 5.0
 # While the daemon starts, the API and the database are there a moment before this service.
 START_SECONDS = 5.0
 
+# So much earlier than its lease a push ends, so that it is still there to be given an outcome.
+MARGIN_SECONDS = 0.5
+
 # Should the news of a lease's end be lost, an open push learns it this late; and it looks no oftener than that.
 LOOK_SECONDS = 1.0
 PAUSE_SECONDS = 0.1
@@ -184,11 +187,13 @@ class Dispatcher:
                 raise error
 
     async def push(self, task_id: str) -> bool:
-        """Push the task to the best worker there is, and do not wait; whether there was one.
+        """Push the task to the best worker there is, and do not wait; whether there was one. Nothing when it is closed.
 
         Raises:
             Misconfigured, Unavailable: as `dispatch` does.
         """
+        if self._closed:
+            return False
         try:
             return await self._begin(Wanted(task_id), partial(pushes.attempt, actor=ACTOR)) is not None
         except NotFound:
@@ -251,7 +256,7 @@ class Dispatcher:
                     "/execute-task",
                     key=rules.key,
                     networks=rules.networks,
-                    timeout=push.task.policy.timeout_sec + GRACE_SECONDS,
+                    timeout=push.over_at - trio.current_time() - MARGIN_SECONDS,
                     body=task_of(push.task, push.lease, await self._runtime(push.worker.url, rules)),
                 )
                 return judged(answer, with_key=rules.key is not None)

@@ -37,7 +37,8 @@ WITH agent AS (
            coalesce(agent.node_id, known.node_id, agent.id) AS node_id,
            coalesce(agent.url, known.url, '') AS url,
            CASE WHEN agent.status IS NULL OR agent.status = 'unknown' THEN coalesce(known.status, 'unknown')
-                WHEN agent.status = 'online' AND known.unreached >= %(too_often)s THEN known.status
+                WHEN agent.status = 'online' AND known.unreached >= %(too_often)s
+                     AND coalesce(agent.url, known.url) = known.url THEN known.status
                 WHEN agent.status = 'online' THEN 'online'
                 WHEN known.alive_at > now_ms - %(offline_after_ms)s THEN known.status
                 ELSE agent.status END AS status,

@@ -76,8 +76,8 @@ async def test_the_key_goes_to_the_agent_and_nowhere_else(pushing: Pushing, capf
         ("mode garbage", "the agent: its answer is not HTTP", 1),
         ("mode drop", "the agent: the connection was closed before the answer was complete", 1),
         ("mode huge", "the agent: its answer is longer than 8 MiB", 1),
-        ("hang", "the agent: no answer within 0.3 s", 1),
-        ("mode drip", "the agent: no answer within 0.3 s", 1),
+        ("hang", "the agent: no answer within", 1),
+        ("mode drip", "the agent: no answer within", 1),
         ("unreached", "the agent: connection refused", 0),
         ("foreign", "192.0.2.1 is outside workers.allowed_networks", 0),
         ("nonsense", "its URL is not a valid http or https one", 0),
@@ -87,7 +87,7 @@ async def test_what_each_failure_costs(
     pushing: Pushing, does: str, sentence: str, attempts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "no answer" in sentence:
-        monkeypatch.setattr(module, "GRACE_SECONDS", -119.7)
+        monkeypatch.setattr(module, "GRACE_SECONDS", -119.2)
     kind, _, mode = does.partition("mode ")
     url = {"unreached": "http://127.0.0.1:1", "foreign": "http://192.0.2.1", "nonsense": "http://a..b"}.get(does)
     pushing.agent.does, pushing.agent.mode = kind or "ok", mode or "ok"

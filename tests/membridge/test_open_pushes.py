@@ -163,6 +163,7 @@ async def test_nobody_waits_when_the_daemon_stops(pushing: Pushing) -> None:
         pushing.dispatcher.close()
     with pytest.raises(Unavailable):
         await pushing.dispatch(await pushing.task())
+    assert not await pushing.dispatcher.push(await pushing.task())
     assert repr(pushing.dispatcher) == "<Dispatcher 1 pushes open>"
 
 
