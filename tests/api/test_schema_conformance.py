@@ -12,6 +12,8 @@ from peers import membridge_peer
 from prometheus_client.parser import text_string_to_metric_families
 from servers import PostgresServer
 
+from bloomd.http.install.package import REQUIREMENTS, WHEEL
+
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 
 # It never ends; tests/api/test_event_routes.py has it.
@@ -26,6 +28,7 @@ JUDGED = {
     "/api/runtime/queue": "a pause does not end in the past",
     "/api/runtime/llm-tasks/requeue": "there is no requeueing from every status",
     "/api/runtime/llm-tasks/cancel": "there is no cancelling from every status",
+    "/api/runtime/agent-install-script": "a worker has to be named, and the one that the code is for",
     PROMOTION: "Membridge judges it",
     **dict.fromkeys(
         [f"/api/runtime/projects/{{project_id}}/{each}" for each in ("clone", "sync-memory")],
@@ -115,6 +118,15 @@ checks.positive_data_acceptance.expected-statuses = {allowed}
 """
 
 # What is removed is nothing that others look at.
+REMOVAL_OF_TOKEN = """
+[[operations]]
+include-name = "DELETE /api/runtime/workers/{worker_id}/tokens/{token_id}"
+
+[operations.parameters]
+"path.worker_id" = { dictionary = "holder_id", probability = 0.9 }
+"path.token_id" = { dictionary = "token_id", probability = 0.9 }
+"""
+
 REMOVAL_OF_PROJECT = """
 [[operations]]
 include-name = "DELETE /api/runtime/projects/{project_id}"
@@ -155,6 +167,10 @@ def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
         "lease_id": leases[len(OF_LEASES) :],
         **{f"task_id_{number}": [tasks[number]] for number in range(len(OF_LEASES))},
         **{f"lease_id_{number}": [leases[number]] for number in range(len(OF_LEASES))},
+        "holder_id": ["holder"],
+        "token_id": [post("/workers/holder/tokens")["id"] for _ in range(20)],
+        "code": [post("/enrolments", {"worker": "w0"})["code"] for _ in range(40)],
+        "filename": [WHEEL, REQUIREMENTS],
         "artifact_id": [each["artifact"]["id"] for each in done],
         "name": [post("/keys", {"name": f"k{n}"})["name"] for n in range(20)],
         "key": ["membridge_server_url", "admin_key"],
@@ -166,8 +182,18 @@ def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
 def configuration(known: dict[str, list[str]]) -> str:
     """Of schemathesis, which is to take such values often."""
     toml = json.dumps
-    in_path = ("worker_id", "project_id", "task_id", "lease_id", "artifact_id", "name", "key", "canonical_id")
-    in_body = ("worker_id", "repo_url", "membridge_server_url", "admin_key", "membridge_admin_key")
+    in_path = (
+        "worker_id",
+        "project_id",
+        "task_id",
+        "lease_id",
+        "artifact_id",
+        "name",
+        "key",
+        "canonical_id",
+        "filename",
+    )
+    in_body = ("worker_id", "code", "repo_url", "membridge_server_url", "admin_key", "membridge_admin_key")
     bindings = {f"path.{name}": name for name in in_path} | {f"body.{name}": name for name in in_body}
     bindings |= {"body.[*].lease_id": "lease_id", "body.node_id": "agent_id"}
     return "".join([
@@ -180,6 +206,7 @@ def configuration(known: dict[str, list[str]]) -> str:
         *(OPERATION_OF_LEASE.format(path=toml(path), number=number) for number, path in enumerate(OF_LEASES)),
         *(OPERATION_OF_AGENT.format(path=toml(path), allowed=toml([*ALLOWED, "400"])) for path in OF_AGENTS),
         OPERATION_OF_DISPATCH.format(path=toml(DISPATCH), allowed=toml([*ALLOWED, "400"])),
+        REMOVAL_OF_TOKEN,
         REMOVAL_OF_PROJECT,
     ])  # fmt: skip
 
@@ -196,7 +223,7 @@ def succeeded(api: httpx.Client) -> set[tuple[str, str]]:
 async def test_the_api_is_as_described(postgres_server: PostgresServer, tmp_path: Path):
     url = postgres_server.create_database()
     async with membridge_peer() as peer, agent_peer() as agent:
-        bloomd = Bloomd(url, membridge__server_url=peer.url, membridge__admin_key=KEY)
+        bloomd = Bloomd(url, membridge__server_url=peer.url, membridge__admin_key=KEY, http__public_url=peer.url)
         bloomd.migrate()
         with bloomd:
             membridge = {"membridge_server_url": [peer.url], "admin_key": [KEY], "membridge_admin_key": [KEY]}

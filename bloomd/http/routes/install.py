@@ -19,12 +19,14 @@ from bloomd.runtime import tokens
 from bloomd.runtime.model import Label, NewWorkerName
 from bloomd.runtime.tokens import BadCode
 
+Code = Annotated[str, Meta(min_length=1, max_length=256)]
+
 
 class Asked(msgspec.Struct, frozen=True):
     """What the query of the script says, as far as Litestar does not check it."""
 
     node_id: NewWorkerName | None
-    code: Annotated[str, Meta(min_length=1, max_length=256)] | None
+    code: Code | None
     label: Annotated[list[Label], Meta(max_length=64)]
 
 
@@ -40,11 +42,17 @@ async def install_script(
     request: Req,
     node_id: Annotated[
         str | None,
-        Parameter(description="The worker's name. With a key, it is all that is needed.", min_length=1, max_length=128),
+        Parameter(
+            description="The worker's name. With a key, it is all that is needed.",
+            schema_extra=msgspec.json.schema(NewWorkerName),
+        ),
     ] = None,
     code: Annotated[
         str | None,
-        Parameter(description="An enrolment code, instead of a key: it says whose script this is.", min_length=1),
+        Parameter(
+            description="An enrolment code, instead of a key: it says whose script this is.",
+            schema_extra=msgspec.json.schema(Code),
+        ),
     ] = None,
     label: Annotated[
         list[str] | None, Parameter(description="One of its labels; may be repeated.", schema_extra=_SAID["label"])

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response, delete, get, post
+from litestar.params import Parameter
 from msgspec import Meta
 
 from bloomd.http.access import is_off, unauthorized
@@ -56,7 +57,9 @@ async def listing(request: Req, worker_id: str, limit: Limit = 100, cursor: Curs
     summary="Make a token for a worker",
     opt={"body": dict[str, Any], "refuses": (409,)},
 )
-async def add(request: Req, worker_id: str) -> MadeToken:
+async def add(
+    request: Req, worker_id: Annotated[str, Parameter(schema_extra=msgspec.json.schema(NewWorkerName))]
+) -> MadeToken:
     """Its secret is in this answer and nowhere else. The worker need not have registered yet."""
     await read(request, dict[str, Any])
     node = node_of(request)
