@@ -55,7 +55,7 @@ TRUNCATED, OVER_BUDGET = "truncated", "over-budget"
 _SHORTENED = "\n\n[bloomd: the server takes no more than this]"
 
 
-class Machine(msgspec.Struct, frozen=True):
+class Workplace(msgspec.Struct, frozen=True):
     """What all attempts of a worker share."""
 
     server: Server
@@ -64,20 +64,24 @@ class Machine(msgspec.Struct, frozen=True):
     program: Sequence[str]
     environ: Mapping[str, str]
     on_limit: Callable[[Limit], None]
-    """The program cannot work at present."""
-    on_work: Callable[[], None]
-    """It works."""
+    """Told when this machine cannot work at present."""
+    on_success: Callable[[], None]
+    """Told when it has."""
 
 
-class _GiveBack(Exception):
-    """This machine will not finish it. The text is the reason."""
+class _CannotWork(Exception):
+    """This machine cannot work on it, nor on any other task."""
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit.why)
+        self.limit = limit
 
 
 class Attempt:
     """One lease and the work on it."""
 
-    def __init__(self, machine: Machine, work: Work) -> None:
-        self._machine = machine
+    def __init__(self, place: Workplace, work: Work) -> None:
+        self._place = place
         self._work = work
         self._said = process.Said()
         self._scope = trio.CancelScope()
@@ -100,26 +104,30 @@ class Attempt:
 
     async def run(self) -> None:
         """All of it. Nothing runs for it any more when this returns."""
-        lease, task = self._work.lease, self._work.task
+        lease = self._work.lease
         self._log.info("task begun", attempt=lease.attempt)
         try:
             with self._scope:
                 await self._note(None)
-                async with self._machine.contexts.turn(task.context_id) as context:
+                async with self._place.contexts.turn(self._work.task.context_id) as context:
                     await self._work_on(context)
-            if self._scope.cancelled_caught:
-                raise _GiveBack(self._stopped)
+            settled = await self._give_back(self._stopped) if self._scope.cancelled_caught else True
         except LeaseLost as lost:
             self._log.warning("lease lost, result discarded", reason=one_line(lost))
-        except _GiveBack as reason:
-            await self._give_back(str(reason))
+            settled = True
+        except _CannotWork as cannot:
+            self._place.on_limit(cannot.limit)
+            settled = await self._give_back(f"this worker cannot work now: {cannot.limit.why}")
         except OSError as error:
-            why = f"the directory of the worker cannot be used: {error.strerror or error}"
-            self._machine.on_limit(Limit(why))
-            await self._give_back(why)
-        finally:
-            with trio.CancelScope(shield=True), suppress(OSError):  # a small file, which would mislead the next worker
-                await trio.to_thread.run_sync(self._machine.journal.strike, lease.id)
+            limit = Limit(f"the worker's directory cannot be used: {error.strerror or error}")
+            self._place.on_limit(limit)
+            settled = await self._give_back(limit.why)
+        except Exception as error:  # a bug, which must not end the work on other tasks, nor come again for ever
+            self._log.exception("the worker has a bug")
+            settled = await self._fail(f"the worker has a bug: {type(_innermost(error)).__name__}")
+        if settled:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(self._place.journal.strike, lease.id)
 
     async def _work_on(self, context: Context) -> None:
         verdict: Answered | Failed | Limit | None = None
@@ -137,13 +145,12 @@ class Attempt:
         if self._lost or verdict is None:
             raise self._lost or LeaseLost("no reason given")
         if isinstance(verdict, Limit):
-            self._machine.on_limit(verdict)
-            raise _GiveBack(f"this worker's program cannot work now: {verdict.why}")
+            raise _CannotWork(verdict)
         said = self._completion(verdict, artifact)
         status = await self._deliver(said)
         self._log.info("task ended", task_status=status, tags=said["artifact_tags"], **said["metrics"])
         if isinstance(verdict, Answered):
-            self._machine.on_work()
+            self._place.on_success()
             if verdict.session:
                 await context.remember(verdict.session)
 
@@ -151,7 +158,7 @@ class Attempt:
         """Run the program; once more when the conversation that it should continue is gone."""
         task = self._work.task
         found = await trio.to_thread.run_sync(
-            hints.read_all, self._machine.contexts.root, task.context_hints, abandon_on_cancel=True
+            hints.read_all, self._place.contexts.root, task.context_hints, abandon_on_cancel=True
         )
         text = prompt.build(task.prompt, found, task.desired_format).encode()
         until = trio.current_time() + task.policy.timeout_sec
@@ -167,10 +174,10 @@ class Attempt:
         began = trio.current_time()
         try:
             ended = await process.run(
-                claude.command(self._machine.program, session),
+                claude.command(self._place.program, session),
                 text,
                 directory=context.directory,
-                environ=self._machine.environ,
+                environ=self._place.environ,
                 seconds=max(until - began, 0),
                 said=self._said,
                 started=self._note,
@@ -179,7 +186,8 @@ class Attempt:
             return Limit(one_line(error))
         finally:
             self._ran_seconds += trio.current_time() - began
-        return claude.verdict(ended, seconds=self._work.task.policy.timeout_sec, now=time.time())
+        verdict = claude.verdict(ended, seconds=self._work.task.policy.timeout_sec, now=time.time())
+        return claude.without(verdict, claude.secrets(self._place.environ))
 
     async def _beat(self, scope: trio.CancelScope) -> None:
         """Say again and again that this is alive, until the lease is lost, which cancels the scope."""
@@ -188,7 +196,7 @@ class Attempt:
         while True:
             wait = lease.ttl_seconds / BEATS
             try:
-                await self._machine.server.heartbeat(lease.id, self._progress)
+                await self._place.server.heartbeat(lease.id, self._progress)
                 failures = 0
             except LeaseLost as lost:
                 self._lost = lost
@@ -207,13 +215,14 @@ class Attempt:
     def _progress(self) -> str | None:
         """What the program said last beside its answer, or how long it has been at it."""
         seconds = int(trio.current_time() - self._began)
-        return claude.clean(self._said.last_line)[:PROGRESS_LENGTH] or (f"running for {seconds} s" if seconds else None)
+        said = claude.redacted(claude.clean(self._said.last_line), claude.secrets(self._place.environ))
+        return said[:PROGRESS_LENGTH] or (f"running for {seconds} s" if seconds else None)
 
     async def _upload(self, answered: Answered) -> tuple[Answered, str | None]:
         """The artifact of a long output; or, when the server takes nothing so long, a shorter output."""
         content = answered.output.encode()
         keep = partial(
-            self._machine.server.upload, self._work.lease.id, content, type=RESULT_TYPE, tags=self._tags(answered)
+            self._place.server.upload, self._work.lease.id, content, type=RESULT_TYPE, tags=self._tags(answered)
         )
         try:
             return answered, await self._retry(keep)
@@ -245,7 +254,7 @@ class Attempt:
 
     async def _deliver(self, said: dict[str, Any]) -> str:
         """Complete; the status of the task. Where the result is refused as such, the task learns why."""
-        complete = self._machine.server.complete
+        complete = self._place.server.complete
         try:
             return await self._retry(partial(complete, self._work.lease.id, said))
         except Refused as refused:
@@ -279,17 +288,34 @@ class Attempt:
                     raise LeaseLost("the server is away, and the deadline has passed") from error
             await trio.sleep(delay)
 
-    async def _give_back(self, reason: str) -> None:
+    async def _give_back(self, reason: str) -> bool:
+        """Whether it is known to be in other hands now; if not, the next worker gives it back, or the lease expires."""
         self._log.info("task given back", reason=reason)
-        try:
-            with trio.move_on_after(RELEASE_SECONDS):
-                await self._retry(partial(self._release, reason))
-        except (LeaseLost, Refused) as error:
-            self._log.info("it was not ours any more", reason=one_line(error))
+        return await self._settle(partial(self._release, reason))
+
+    async def _fail(self, message: str) -> bool:
+        said = {"status": "error", "error_message": message}
+        return await self._settle(partial(self._place.server.complete, self._work.lease.id, said))
+
+    async def _settle(self, call: Callable[[], Awaitable[str]]) -> bool:
+        with trio.move_on_after(RELEASE_SECONDS):
+            try:
+                await self._retry(call)
+            except (LeaseLost, Refused) as error:
+                self._log.info("it was not ours any more", reason=one_line(error))
+            return True
+        return False
 
     async def _release(self, reason: str) -> str:
-        await self._machine.server.release(self._work.lease.id, reason)
+        await self._place.server.release(self._work.lease.id, reason)
         return ""
 
     async def _note(self, group: int | None) -> None:
-        await trio.to_thread.run_sync(self._machine.journal.note, self._work.lease.id, group)
+        await trio.to_thread.run_sync(self._place.journal.note, self._work.lease.id, group)
+
+
+def _innermost(error: Exception) -> Exception:
+    """The first error of a group in a group."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

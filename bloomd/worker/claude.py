@@ -26,6 +26,10 @@ MOST_USD = 1e6
 
 CUT_NOTE = f"\n\n[bloomd: the output was longer than {STDOUT_LIMIT // MIB} MiB and was cut off here]"
 
+# The shortest that is taken for a secret.
+SECRET_LENGTH = 16
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD")
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SESSION_GONE = re.compile(r"no conversation found|requires a valid session id", re.IGNORECASE)
 
@@ -79,6 +83,31 @@ def is_session(text: str) -> bool:
 def environment(ours: Mapping[str, str]) -> dict[str, str]:
     """What the program gets of our environment."""
     return {name: value for name, value in ours.items() if name in _KEPT or name.startswith(_KEPT_BEGINNINGS)}
+
+
+def secrets(environ: Mapping[str, str]) -> list[str]:
+    """The values in its environment that nobody else may read; a short one is a setting, such as a number of tokens."""
+    return [value for name, value in environ.items() if _SECRET.search(name) and len(value) >= SECRET_LENGTH]
+
+
+def redacted(text: str, secrets: Sequence[str]) -> str:
+    """The text without these: what a program says is stored, and read by others."""
+    for secret in secrets:
+        text = text.replace(secret, "****")
+    return text
+
+
+def without(verdict: "Verdict", secrets: Sequence[str]) -> "Verdict":
+    """The verdict with its words redacted."""
+    match verdict:
+        case Answered():
+            return msgspec.structs.replace(verdict, output=redacted(verdict.output, secrets))
+        case Failed():
+            return msgspec.structs.replace(verdict, message=redacted(verdict.message, secrets))
+        case Limit():
+            return msgspec.structs.replace(verdict, why=redacted(verdict.why, secrets))
+        case SessionGone():
+            return verdict
 
 
 def verdict(ended: Ended, *, seconds: float, now: float) -> Verdict:

@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def main(loaded: Loaded, environ: Mapping[str, str] = os.environ) -> None:
-    """Work until SIGTERM or SIGINT and what runs has ended; a second one gives it back at once.
+    """Work until SIGTERM, SIGINT or SIGHUP and what runs has ended; a second signal gives it back at once.
 
     Raises:
         Misconfigured: it cannot begin with these settings; the text says what to change.
@@ -66,7 +66,10 @@ async def _serve(server: Server, root: Path, settings: Settings, environ: Mappin
         "ip_addrs": await machine.ip_addrs(server.url),
     }
     worker = Worker(server, Contexts(root), settings, environ=claude.environment(environ), said=said)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    ends = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        ends.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*ends) as signals:
         failure: Misconfigured | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey, signals, worker)

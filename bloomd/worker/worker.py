@@ -29,7 +29,7 @@ from bloomd.settings.model import Worker as Settings
 from bloomd.supervisor import Backoff
 from bloomd.worker import journal
 from bloomd.worker.api import LeaseLost, Refused, Server, Unknown, Work
-from bloomd.worker.attempt import NOT_ALLOWED, Attempt, Machine
+from bloomd.worker.attempt import NOT_ALLOWED, Attempt, Workplace
 from bloomd.worker.contexts import Contexts
 from bloomd.worker.journal import Journal
 from bloomd.worker.limits import Limit
@@ -42,6 +42,12 @@ WAIT_SECONDS = 30
 # A lease lasts so long beyond its last heartbeat: as long as a server may be away without the work being lost, and as
 # long as a task waits whose worker was killed. A cancellation is heard within a third of it.
 TTL_SECONDS = 60
+
+# Between two claims that nothing came of.
+EMPTY_SECONDS = 0.5
+
+# For telling the server that this worker ends. Should it not hear, the worker is soon offline all the same.
+GOODBYE_SECONDS = 2.0
 
 # Between two tries to reach a server that is away.
 RETRY = Backoff(first=0.5, cap=15.0)
@@ -79,8 +85,8 @@ class Worker:
         self._said = dict(said or {})
         self._ttl_seconds = ttl_seconds
         self._journal = Journal(contexts.root / "leases")
-        self._machine = Machine(
-            server, contexts, self._journal, settings.command, environ, on_limit=self._pause, on_work=self._works
+        self._place = Workplace(
+            server, contexts, self._journal, settings.command, environ, on_limit=self._pause, on_success=self._works
         )
         self._attempts: set[Attempt] = set()
         self._changed = trio.Event()
@@ -139,6 +145,8 @@ class Worker:
                 await self._until(lambda: self._hurrying or not self._attempts)
             for attempt in self._attempts:
                 attempt.stop("the worker was stopped")
+        with trio.move_on_after(GOODBYE_SECONDS), suppress(Unavailable, Refused):
+            await self._register("offline")
 
     async def _give_back_what_is_left(self) -> None:
         left = self._journal.left()
@@ -163,8 +171,9 @@ class Worker:
             fix = "; check `worker.token`" if refused.status in NOT_ALLOWED else ""
             raise Misconfigured(f"{self._server.who} refuses this worker: {one_line(refused)}{fix}") from refused
 
-    async def _register(self, limit: Limit | None = None) -> None:
-        """Tell the server what this worker is, and whether it is paused."""
+    async def _register(self, status: str = "online") -> None:
+        """Tell the server what this worker is, and whether it can work."""
+        limit = self._limit
         capabilities = {
             "claude_cli": True,
             "max_concurrency": self._settings.max_concurrency,
@@ -173,18 +182,20 @@ class Worker:
             "paused_because": limit.why if limit else None,
             "paused_until": int(self._resumes_at * 1000) if limit else None,
         }
-        status = "error" if limit else "online"
         await self._server.register(status=status, capabilities=capabilities, **self._said)
-        if not limit:
-            log.info("registered", server=self._server.who, max_concurrency=self._settings.max_concurrency)
+        log.info("registered", server=self._server.who, status=status)
 
     async def _claim_for_ever(self, nursery: trio.Nursery) -> None:
         while True:
             await self._until(lambda: self._room > 0)
             while self._limit:
-                await self._wait_out(self._limit)
-            for work in await self._keep_trying(self._claim):
-                self._begin(Attempt(self._machine, work), nursery)
+                await self._wait_out_limit()
+            began = trio.current_time()
+            found = await self._keep_trying(self._claim)
+            for work in found:
+                self._begin(Attempt(self._place, work), nursery)
+            if not found:  # a server that has nothing and does not wait is not asked in a circle
+                await trio.sleep_until(began + EMPTY_SECONDS)
 
     async def _claim(self) -> list[Work]:
         try:
@@ -221,9 +232,9 @@ class Worker:
         """A task has succeeded: after the next limit the pauses begin to grow anew."""
         self._pauses = 0
 
-    async def _wait_out(self, limit: Limit) -> None:
+    async def _wait_out_limit(self) -> None:
         with suppress(Unavailable, Refused):  # who looks at the workers may know, but need not
-            await self._register(limit)
+            await self._register("error")
         while self.paused:  # noqa: ASYNC110 (it may be prolonged meanwhile)
             await trio.sleep_until(self._paused_until)
         self._limit = None

@@ -16,7 +16,9 @@ from bloomd.worker.claude import (
     command,
     environment,
     is_session,
+    secrets,
     verdict,
+    without,
 )
 from bloomd.worker.limits import Limit
 from bloomd.worker.process import Ended
@@ -50,6 +52,16 @@ def test_the_environment_has_nothing_of_ours():
         "SESSION_SECRET": "s", "MINIO_SECRET_KEY": "s", "CLAUDECODE": "1", "NODE_OPTIONS": "--require x",
     }  # fmt: skip
     assert set(environment(ours)) == {"HOME", "PATH", "LANG", "LC_ALL", "ANTHROPIC_API_KEY", "CLAUDE_CONFIG_DIR"}
+
+
+def test_a_secret_of_the_environment_is_in_nothing_that_is_stored():
+    key = "sk-ant-0123456789"
+    known = secrets({"ANTHROPIC_API_KEY": key, "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "64000", "HOME": "/a-long-directory"})
+    assert known == [key]
+    assert without(Answered(f"it is {key}!"), known) == Answered("it is ****!")
+    assert without(Failed(key), known) == Failed("****")
+    assert without(Limit(f"invalid api key {key}"), known) == Limit("invalid api key ****")
+    assert without(SessionGone(), known) == SessionGone()
 
 
 def test_an_answer():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import pytest
 import trio
@@ -9,7 +10,7 @@ from fake import ends, is_running, the_pid
 
 from bloomd.errors import Misconfigured
 from bloomd.settings.model import Worker as Settings
-from bloomd.worker import worker
+from bloomd.worker import attempt, prompt, worker
 from bloomd.worker.api import Server
 from bloomd.worker.contexts import Contexts, name_of, take
 from bloomd.worker.journal import Journal
@@ -179,6 +180,42 @@ async def test_what_does_not_end_in_time_is_given_back(start, queue, tmp_path, h
     assert queue.task(id)["attempts"] == 0
     assert queue.task(id)["error_message"] is None
     await until(lambda: not list((tmp_path / "w1" / "leases").iterdir()))
+
+
+async def test_what_cannot_be_given_back_is_noted_for_the_next(start, queue, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempt, "RELEASE_SECONDS", 0.2)
+    running = await start(url=network.url)
+    id = queue.add("fake:hang\n", context_id="c")
+    pid = await the_pid(tmp_path / "w1" / "contexts" / name_of("c") / "hanging")
+    await queue.becomes(id, "running")
+    network.become("closed")
+    running.hurry()
+    await ends(pid)
+    await until(lambda: repr(running) == "<Worker draining, 0 of 1 at work>")
+    [note] = (tmp_path / "w1" / "leases").iterdir()
+    assert json.loads(note.read_text())["lease_id"] == queue.task(id)["lease_id"]
+
+
+async def test_a_bug_ends_one_attempt_and_no_other(start, queue, monkeypatch):
+    build = prompt.build
+
+    def stumble(text: str, *more: Any) -> str:
+        if text == "stumble":
+            raise ZeroDivisionError
+        return build(text, *more)
+
+    monkeypatch.setattr(prompt, "build", stumble)
+    await start(max_concurrency=2)
+    other, id = queue.add("fake:slow 0.5"), queue.add("stumble")
+    assert (await queue.becomes(id, "dead"))["error_message"] == "the worker has a bug: ZeroDivisionError"
+    await queue.becomes(other, "completed")
+
+
+async def test_it_says_that_it_ends(start, queue):
+    running = await start()
+    await until(lambda: queue.worker().get("status") == "online")
+    running.drain()
+    await until(lambda: queue.worker()["status"] == "offline")
 
 
 async def test_what_a_killed_worker_held_is_given_back(start, queue, tmp_path):
