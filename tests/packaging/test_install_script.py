@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ import httpx
 import pytest
 from bloomd_process import KEY, Bloomd
 from scratch_machine import ScratchMachine, third_party
-from servers import PostgresServer
+from servers import PostgresServer, eventually
 from tools import require
 
 from bloomd import __version__
 from bloomd.http.install.script import Machine, script
 from bloomd.settings import load
+
+FAKE_CLAUDE = Path(__file__).parents[1] / "fake_claude.py"
 
 SHELLS = [("dash", "-c"), ("busybox", "sh", "-c")]
 SCRIPT = "/api/runtime/agent-install-script"
@@ -131,7 +134,7 @@ def test_a_machine_becomes_a_worker_and_is_brought_up_to_date(daemon, machine, s
     (venv / "bin/bloomd").write_text("something else")
     claude = it.root / "var/lib/bloomd-worker/.local/bin/claude"
     claude.parent.mkdir(parents=True)
-    claude.write_text("#!/bin/sh\n")
+    claude.write_text(f"#!{sys.executable}\n{FAKE_CLAUDE.read_text()}")
     claude.chmod(0o755)
     second = fetched(daemon, name, max_concurrency=5)
     done = it.run(second if shell == "dash" else without_program(second))
@@ -140,8 +143,26 @@ def test_a_machine_becomes_a_worker_and_is_brought_up_to_date(daemon, machine, s
     assert ("bloomd.cli" in (venv / "bin/bloomd").read_text()) is (shell == "dash")
     calls = it.called()
     assert not any(call.startswith(("useradd", "adduser")) for call in calls)
+    if shell == "dash":
+        works(daemon, name, [venv / "bin/bloomd", "worker", "-c", etc / "worker.yaml"], claude.parent)
     assert {"systemd": "systemctl restart bloomd-worker", "openrc": "rc-service bloomd-worker restart"}[init] in calls
     assert len(daemon.http.get(f"/api/runtime/workers/{quote(name)}/tokens").json()) == 1
+
+
+def works(daemon: Bloomd, name: str, command: list[object], path: Path) -> None:
+    """What was installed does a task, by what the script has written."""
+    task = daemon.http.post("/api/runtime/llm-tasks", json={"prompt": "fake:say done", "pinned_worker_id": name}).json()
+    with subprocess.Popen(map(str, command), env={"PATH": f"{path}:/usr/bin:/bin", "HOME": str(path)}) as worker:
+        try:
+            eventually(lambda: _status(daemon, task["id"]) == "completed")
+            worker.terminate()
+            assert worker.wait(30) == 0
+        finally:
+            worker.kill()
+
+
+def _status(daemon: Bloomd, task_id: str) -> str:
+    return daemon.http.get(f"/api/runtime/llm-tasks/{task_id}").json()["status"]
 
 
 def service(it: ScratchMachine, init: str) -> None:
