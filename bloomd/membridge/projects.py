@@ -9,6 +9,7 @@ interrupted. When the daemon is killed, it is found overdue by whoever looks nex
 import json
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
@@ -33,6 +34,10 @@ PROPAGATE_AT_ONCE = 8
 
 # Three times within the time after which nobody believes in it any more: one may be lost.
 RENEW_SECONDS = BUSY_SECONDS / 3
+
+# An outcome is written down as soon as PostgreSQL is there, tried so often and for so long: it may be a restart.
+WRITE_AGAIN_SECONDS = 1.0
+WRITE_FOR_SECONDS = 60.0
 
 # For the small writes of one that is cancelled; what PostgreSQL has not done by then, somebody finds overdue.
 LAST_WORDS_SECONDS = 2.0
@@ -166,7 +171,7 @@ class Projects:
                 except (AgentFailed, Refusal, Unavailable) as error:
                     failure = error
                 nursery.cancel_scope.cancel()
-            await clonings.end(self._database, operation, actor=actor)
+            await _persistently(partial(clonings.end, self._database, operation, actor=actor))
             ended = True
         finally:
             if not ended:
@@ -186,17 +191,17 @@ class Projects:
         body = {"repo_url": project.repo_url, "project_name": project.name}
         if project.target_path:
             body["target_path"] = project.target_path
+        settle = partial(clonings.settle, self._database, operation, target.id, actor=actor)
         try:
             told = await ask(target, "/clone", body, settings=self._settings(), timeout=CLONE_SECONDS)
         except AgentFailed as error:
-            outcome = Outcome(error=one_line(error))
-            await clonings.settle(self._database, operation, target.id, outcome, actor=actor)
+            await _persistently(partial(settle, Outcome(error=one_line(error))))
             raise
         except trio.Cancelled:
             with _last_words():
-                await clonings.settle(self._database, operation, target.id, Outcome(INTERRUPTED), actor=actor)
+                await settle(Outcome(INTERRUPTED))
             raise
-        await clonings.settle(self._database, operation, target.id, Outcome(path=told.path), actor=actor)
+        await _persistently(partial(settle, Outcome(path=told.path)))
         return told
 
     async def _sync(self, direction: Direction, project: str, agent: str) -> Told:
@@ -217,6 +222,18 @@ class Projects:
         if said.get("ok") is not True:
             raise AgentFailed(f"Membridge could not {direction}{_because(reason or told.stderr)}")
         return told
+
+
+async def _persistently(write: Callable[[], Awaitable[None]]) -> None:
+    """Write this as soon as it can be written; raises Unavailable after a while."""
+    give_up_at = trio.current_time() + WRITE_FOR_SECONDS
+    while True:
+        try:
+            return await write()
+        except Unavailable:
+            if trio.current_time() >= give_up_at:
+                raise
+        await trio.sleep(WRITE_AGAIN_SECONDS)
 
 
 @contextmanager

@@ -134,10 +134,11 @@ WITH project AS (
      WHERE id = %(id)s AND operation = %(operation)s
        FOR NO KEY UPDATE
 ), node AS (
-    SELECT count(*) FILTER (WHERE clone_status = 'failed')                                        AS failed,
-           count(*)                                                                               AS asked,
-           min(node_id) FILTER (WHERE clone_status = 'cloned')                                    AS cloned,
-           min('node ' || node_id || ': ' || error_message) FILTER (WHERE clone_status = 'failed') AS first_error
+    SELECT count(*) FILTER (WHERE clone_status <> %(status)s)       AS failed,
+           count(*)                                                 AS asked,
+           min(node_id) FILTER (WHERE clone_status = 'cloned')      AS cloned,
+           min('node ' || node_id || ': ' || coalesce(error_message, 'nobody knows what came of it'))
+               FILTER (WHERE clone_status <> %(status)s)            AS first_error
       FROM project_node_status
      WHERE project_id = %(id)s AND operation = %(operation)s
 ), ended AS (

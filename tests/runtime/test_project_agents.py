@@ -185,6 +185,24 @@ def hold_back(agent):
     return gate
 
 
+async def test_an_outcome_is_written_down_when_the_database_is_back(
+    db, managed, project, agent, new_worker, nursery, monkeypatch
+):
+    monkeypatch.setattr(module, "WRITE_AGAIN_SECONDS", 0.01)
+    await new_worker("w1", url=agent.url)
+    gate = hold_back(agent)
+    nursery.start_soon(lambda: managed.clone(project.id, actor="ann"))
+    await agent.received(1)
+    pool = db._pool
+    db.close("PostgreSQL restarts")
+    gate.set()
+    with trio.fail_after(10):
+        await db.doubted.wait()
+    db.open(pool)
+    await until(lambda: status(db, project), "cloned")
+    assert (await node(db, project)).repo_path == "/srv/b"
+
+
 async def test_a_project_that_is_removed_while_it_is_cloned(db, managed, project, agent, new_worker, nursery):
     await new_worker("w1", url=agent.url)
     gate = hold_back(agent)

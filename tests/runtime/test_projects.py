@@ -173,6 +173,15 @@ async def test_what_a_propagation_makes_of_a_project(db, new_project, known, err
     }
 
 
+async def test_a_node_of_which_nothing_is_known_has_failed_for_the_project(db, new_project):
+    project = await new_project()
+    await clonings.begin(db, cloning(project), ["w1"], actor="ann")
+    await clonings.end(db, cloning(project), actor="ann")
+    after = await projects.one(db, project.id)
+    assert (after.clone_status, after.error_message) == ("failed", "node w1: nobody knows what came of it")
+    assert after.primary_node_id is None
+
+
 async def settle(db, operation, node, outcome):
     await clonings.settle(db, operation, node, outcome, actor="test")
 
