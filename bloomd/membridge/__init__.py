@@ -11,6 +11,8 @@
     dispatch.py      the service that pushes tasks to agents
     execution.py     what an agent is told to do, and what its answer means
     autodispatch.py  pushes what is queued without being asked to
+    errands.py       what an operator has an agent do: tell how it is, update, restart, uninstall
+    projects.py      brings managed projects to the nodes, and their memory to Membridge
 
 A peer here may be slow, hang, lie or be somebody else altogether. So every exchange (`bloomd.exchange`) has a deadline
 for all of it, a limit for its answer, and follows no redirect; what is in an answer counts field by field; and a call
