@@ -1,5 +1,6 @@
 """Named API keys over the lives of daemons: two nodes, a database that goes away, one that is away from the start."""
 
+import json
 import threading
 import time
 
@@ -34,6 +35,10 @@ def add(api, name):
 
 def status(api):
     return api.get(STATS).status_code
+
+
+def register(worker):
+    return worker.post("/api/runtime/workers", json={"name": "w1"}).status_code
 
 
 def last_used(url):
@@ -199,3 +204,16 @@ def test_the_first_key_turns_authentication_on_and_the_last_one_off(bloomd, clie
     assert stranger.get(STATS, headers={"Host": "evil.example"}).status_code == 403
     eventually(lambda: status(at_other) == 200, seconds=1)
     assert "authentication is off" in " ".join(daemon.status()["notices"])
+
+    # A token alone would lock everybody out, so none is made. With one, the loss of the last key opens nothing.
+    assert stranger.post("/api/runtime/workers/w1/tokens").status_code == 409
+    assert stranger.post("/api/runtime/enrolments", json={"worker": "w1"}).status_code == 409
+    third = client(daemon, add(stranger, "third"))
+    made = third.post("/api/runtime/workers/w1/tokens").json()
+    eventually(lambda: register(client(other, made["secret"])) == 201, seconds=1)
+    assert third.delete("/api/runtime/keys/third").json()["authentication"] == "on"
+    assert (status(stranger), status(client(daemon, made["secret"]))) == (401, 403)
+    eventually(lambda: status(at_other) == 401, seconds=1)
+    assert daemon.ctl("key", "add", "fourth").returncode == 0
+    [key] = json.loads(daemon.ctl("-o", "json", "key", "list").stdout)["keys"]
+    assert key["name"] == "fourth"

@@ -6,6 +6,7 @@ import trio
 from bloomd.http.access import client_of, guarded, is_off, may_read_metrics
 from bloomd.http.limits import Limiter
 from bloomd.http.problems import Problem
+from bloomd.runtime import keys, tokens
 from bloomd.runtime.database import Database
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.keys import digest
@@ -13,12 +14,21 @@ from bloomd.settings.model import Http
 
 KEY = "correct-horse-battery"
 NAMED = "bloom_" + "c" * 43
+TOKEN = "bloomw_" + "t" * 43
 UNKNOWN = KeyRing(Database())
 
 
 def scope(path="/api/runtime/stats", *, method="GET", client=("127.0.0.1", 4000), **headers):
     encoded = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return {"type": "http", "method": method, "path": path, "headers": encoded, "client": client, "state": {}}
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": encoded,
+        "client": client,
+        "state": {},
+        "query_string": b"",
+    }
 
 
 async def nothing(scope, receive, send):
@@ -38,17 +48,30 @@ async def knock(door, asked=None, **kwargs):
 
 
 class Stored(Database):
-    def __init__(self, names):
+    def __init__(self, names, query=keys.HASHES):
         super().__init__()
         self.names = names
+        self.query = query
 
     async def rows(self, struct, query, /, **parameters):
-        return [struct(hash=digest(secret.encode()), name=name) for name, secret in self.names.items()]
+        return (
+            []
+            if query != self.query
+            else [struct(hash=digest(secret.encode()), name=name) for name, secret in self.names.items()]
+        )
 
 
 async def ring(**names):
     """The keys of a node that knows these, by name."""
     known = KeyRing(Stored(names))
+    await known.renew()
+    return known
+
+
+@pytest.fixture
+async def with_token():
+    """The keys of a node that knows one token, and no key."""
+    known = KeyRing(Stored({"w1": TOKEN}, tokens.HASHES))
     await known.renew()
     return known
 
@@ -229,6 +252,47 @@ async def test_authentication_is_off_only_when_it_is_known_that_there_is_no_key(
 async def test_nobody_is_let_in_for_want_of_keys_that_are_not_known_yet(settings, headers, status):
     got, caller = await ask(settings, UNKNOWN, **headers)
     assert (got, caller.authenticated) == (status, status == 0)
+
+
+@pytest.mark.parametrize("settings", [Http(), WITH_KEY])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/api/runtime/leases/claim", 0),
+        ("GET", "/api/runtime/leases", 403),
+        ("GET", "/api/runtime/agent-package/x", 0),
+        ("GET", "/metrics", 0),
+        ("GET", "/ready", 0),
+        ("POST", "/api/runtime/leases/claim/", 403),
+        ("POST", "/x/api/runtime/leases/claim", 403),
+        ("POST", "/api/runtime/leases/claim\n", 403),
+    ],
+)
+async def test_a_token_opens_what_its_worker_does(with_token, settings, method, path, status):
+    for headers in ({"x_runtime_api_key": TOKEN}, {"authorization": f"Bearer {TOKEN}"}):
+        got, caller = await ask(settings, with_token, method=method, path=path, **headers)
+        opened = "leases" in path or "package" in path
+        assert (got, caller.worker) == (status, "w1" if status == 0 and opened else None)
+        assert caller.actor == ("worker:w1" if caller.worker else "anonymous")
+
+
+async def test_where_there_is_a_token_a_key_is_needed(with_token):
+    assert not is_off(Http(), with_token)
+    assert (await ask(Http(), with_token))[0] == 401
+    assert (await ask(Http(), UNKNOWN, x_runtime_api_key=TOKEN))[0] == 503
+
+
+async def test_a_script_is_given_to_who_has_a_code_in_the_query_and_to_no_guesser():
+    door = guarded(nothing, lambda: WITH_KEY, await ring())
+
+    def at(path, query):
+        return {**scope(path=path, client=("7.7.7.7", 1)), "query_string": query}
+
+    path = "/api/runtime/agent-install-script"
+    assert await knock(door, at(path, b"node_id=w1")) == 401
+    assert await knock(door, at("/api/runtime/stats", b"code=x")) == 401
+    assert await knock(door, at(path, b"code=x")) == 0  # the route looks at it
+    assert [await knock(door, at(path, b"code=x")) for _ in range(60)][-1] == 429
 
 
 async def test_what_is_open_is_open_before_the_keys_are_known():
