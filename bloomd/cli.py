@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a name by which browsers may ask for it while no key is set; repeatable, * for any",
     )
 
+    dev.add_argument("--worker", action="store_true", help="work on this machine as well, with its Claude CLI")
     membridge = dev.add_mutually_exclusive_group()
     membridge.add_argument(
         "--membridge-port",

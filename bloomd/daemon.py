@@ -8,10 +8,12 @@ import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
 
+from bloomd.companion import Companion, local_url
 from bloomd.control.audit import ControlAudit
 from bloomd.control.listener import Listener
 from bloomd.control.methods import methods
@@ -73,7 +75,9 @@ class Daemon:
         embedded: Embedded | None = None,
         auto_migrate: bool = False,
         config_option: str = "",
+        worker_directory: Path | None = None,
     ) -> None:
+        """`worker_directory`: where a worker of this machine's own works, if there is to be one."""
         self.node = Node(loaded, logs, config_option=config_option)
         self._control_socket = control_socket
         self._binds = binds
@@ -81,6 +85,7 @@ class Daemon:
         self._stored_changed = trio.Event()
 
         node = self.node
+        self._companion = worker_directory and Companion(node, worker_directory, self._own_url)
         self.connector = Connector(
             node.database,
             lambda: node.settings.database,
@@ -192,7 +197,15 @@ class Daemon:
                 configured=lambda: node.membridge.configured,
                 retry=Backoff(first=1.0, cap=settings.membridge.sync_interval),
             ),
+            *(
+                [Service("worker", self._companion.run, needs=("http", "keys"), stops_first=True)]
+                if self._companion
+                else []
+            ),
         ]
+
+    def _own_url(self) -> str:
+        return local_url(self.node.settings.http.bind)
 
     async def run(self, started: Callable[[], None] | None = None) -> None:
         """Serve until SIGTERM or SIGINT, which begin the orderly stop; a second one hurries it. SIGHUP reloads.

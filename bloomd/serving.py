@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from bloomd.companion import local_url
 from bloomd.control import listener
 from bloomd.daemon import Daemon, front_of_membridge
 from bloomd.errors import Misconfigured
@@ -32,6 +33,7 @@ def serve(
     auto_migrate: bool = False,
     config: Path | None = None,
     membridge_binds: Binds | None = None,
+    worker_directory: Path | None = None,
     announce: Callable[[Node], None] | None = None,
 ) -> None:
     """Run a daemon until it is told to stop; `announce` is called once it serves.
@@ -58,6 +60,7 @@ def serve(
             embedded=embedded,
             auto_migrate=auto_migrate,
             config_option=f" -c {config}" if config else "",
+            worker_directory=worker_directory,
         )
         trio.run(daemon.run, partial(announce, daemon.node) if announce else None)
     finally:
@@ -103,7 +106,8 @@ def dev(options: argparse.Namespace) -> None:
         embedded=embedded,
         auto_migrate=True,
         membridge_binds=Binds("membridge.serve", membridge),
-        announce=partial(_announce, embedded, chosen=options.membridge_port is not None),
+        worker_directory=directory / "worker" if options.worker else None,
+        announce=partial(_announce, embedded, chosen=options.membridge_port is not None, worker=options.worker),
     )
 
 
@@ -119,15 +123,14 @@ def _listen_for_membridge(taken: Sequence[str]) -> dict[str, socket.socket]:
     raise Misconfigured("membridge.serve: 127.0.0.1 has no free port; free one, or say --no-membridge")
 
 
-def _announce(embedded: Embedded | None, node: Node, *, chosen: bool) -> None:
+def _announce(embedded: Embedded | None, node: Node, *, chosen: bool, worker: bool) -> None:
     settings = node.settings
     if node.database.away:
         print(f"\n  bloomd serves, but not its database: {node.database.away}\n", flush=True)
         return
-    [bind, *_] = settings.http.bind
-    host, _, port = bind.rpartition(":")
-    url = f"http://{host if host not in ('', '0.0.0.0', '[::]') else 'localhost'}:{port}"
+    url = local_url(settings.http.bind)
     control_socket = settings.control.socket
+    ctl = f"{Path(sys.argv[0]).parent / 'bloomd-ctl'} -s {control_socket}"
     print(
         "\n".join(
             [
@@ -142,8 +145,8 @@ def _announce(embedded: Embedded | None, node: Node, *, chosen: bool) -> None:
                 "",
                 "  try next, in another terminal:",
                 "",
-                f"    {Path(sys.argv[0]).parent / 'bloomd-ctl'} -s {control_socket} status",
-                f"    curl {url}/api/runtime/stats",
+                f"    {ctl} status",
+                f"    {ctl} task add --wait 'Say hello'" if worker else f"    curl {url}/api/runtime/stats",
                 "",
             ]
         ),

@@ -104,7 +104,7 @@ class Cluster:
                 cwd=self.directory,
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the daemon, which stops the server last
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
                 **self._as_user(),
             )
 
@@ -241,7 +241,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the forked child: be told to shut down fast when the thread that forked us ends, however it does."""
     _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGINT), 0, 0, 0)
 

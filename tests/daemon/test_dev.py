@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -148,3 +149,52 @@ def test_a_database_of_its_own_is_used_when_it_is_named(dev, database):
     running = dev(DATABASE_URL=database)
     assert running.servers() == []
     assert httpx.post(f"{running.api}/llm-tasks", json={"prompt": "x"}).status_code == 201
+
+
+@pytest.fixture
+def path(tmp_path):
+    """PATH with a `claude`."""
+    program = tmp_path / "claude"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {Path(__file__).parents[1] / "fake_claude.py"} "$@"\n')
+    program.chmod(0o755)
+    return f"{tmp_path}:{os.environ['PATH']}"
+
+
+def ctl(running, *arguments):
+    command = [BIN / "bloomd-ctl", "-s", running.directory / "bloomd.sock", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def workers_of(running):
+    """The processes of the worker beside it."""
+    file = str(running.directory / "worker" / "worker.yaml")
+    return subprocess.run(["pgrep", "-f", file], capture_output=True, text=True, check=False).stdout.split()
+
+
+@pytest.mark.parametrize("key", [{}, {"RUNTIME_API_KEY": "a-key-that-is-long-enough"}])
+def test_with_a_worker_it_is_a_complete_system(dev, path, key):
+    running = dev("--worker", PATH=path, **key)
+    done = ctl(running, "task", "add", "--wait", "Say hello")
+    assert (done.returncode, done.stdout) == (0, "Say hello"), done.stderr
+    assert [line.split()[:2] for line in ctl(running, "workers").stdout.splitlines()[1:]] == [["local", "online"]]
+    token = running.directory / "worker" / "token"
+    assert token.exists() == bool(key)
+    assert not key or token.stat().st_mode & 0o777 == 0o600
+    assert running.end(signal.SIGINT) == 0
+    assert workers_of(running) == []
+
+
+def test_the_worker_goes_with_a_daemon_that_is_killed(dev, path):
+    first = dev("--worker", PATH=path)
+    eventually(lambda: "local" in ctl(first, "workers").stdout)
+    assert len(workers_of(first)) == 1
+    first.end(signal.SIGKILL)
+    eventually(lambda: workers_of(first) == [], seconds=15)
+
+
+def test_without_a_claude_the_worker_says_so_and_all_else_runs(dev, tmp_path):
+    running = dev("--worker", PATH=str(tmp_path))
+    eventually(lambda: "failed" in ctl(running, "status").stdout)
+    assert "install the Claude CLI" in running.output.read_text()
+    assert ctl(running, "status").returncode == 1
+    assert httpx.get(f"{running.api}/health").json()["status"] == "degraded"

@@ -15,9 +15,8 @@ MODULES = sorted((ROOT / "bloomd").rglob("*.py"))
 LAYERS = (
     {"cli"},
     {"serving"},
-    {"serving"},
     {"daemon"},
-    {"reload"},
+    {"reload", "companion"},
     {"http", "control"},
     {"status"},
     {"verdict"},
