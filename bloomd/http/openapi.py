@@ -21,7 +21,7 @@ from litestar import Litestar, Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
-from bloomd.http.access import OPEN
+from bloomd.http.access import BY_CODE, OPEN
 from bloomd.http.problems import MEDIA_TYPE, FieldError
 
 Object = dict[str, Any]
@@ -77,7 +77,7 @@ _KEY: list[Object] = [{"key": []}, {"bearer": []}]
 _FAILURES = {
     400: "What was sent is malformed or makes no sense; `errors` says where",
     401: "A key is needed",
-    403: "No key is set, and this Host or Origin may not use the server then",
+    403: "No key is set, and this Host or Origin may not use the server then; or it is not for a worker's token",
     404: "There is no such thing",
     408: "The body did not come",
     409: "Things are not in a state in which this can be done",
@@ -119,7 +119,7 @@ def describe(app: Litestar) -> Object:
             each.description["requestBody"] = body
         for parameter in each.description.get("parameters", []):
             parameter["schema"] = _of_ecma(_never_null(parameter["schema"]))
-        if each.is_open or each.path == "/metrics":  # which some clients have without a key
+        if each.is_open or each.path in ("/metrics", BY_CODE[1]):  # which some clients have without a key
             each.description["security"] = [{}, *_KEY]
     document["security"] = _KEY
     document["components"] = {
