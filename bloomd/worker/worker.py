@@ -43,6 +43,9 @@ WAIT_SECONDS = 30
 # long as a task waits whose worker was killed. A cancellation is heard within a third of it.
 TTL_SECONDS = 60
 
+# When a worker is told to end, an answer to its claim may be on its way. What it brings is given back.
+LAST_CLAIM_SECONDS = 0.3
+
 # Between two claims that nothing came of.
 EMPTY_SECONDS = 0.5
 
@@ -96,6 +99,8 @@ class Worker:
         """In a row, without a task that succeeded."""
         self._starting = trio.CancelScope()
         self._claiming = trio.CancelScope()
+        self._known = False
+        """Whether the server may know this worker."""
         self._draining = False
         self._hurrying = False
 
@@ -117,7 +122,7 @@ class Worker:
         """Claim nothing any more, and end when what runs has ended."""
         self._draining = True
         self._starting.cancel()
-        self._claiming.cancel()
+        self._claiming.deadline = min(self._claiming.deadline, trio.current_time() + LAST_CLAIM_SECONDS)
 
     def hurry(self) -> None:
         """The same without waiting: what runs is given back."""
@@ -131,11 +136,22 @@ class Worker:
         Raises:
             Misconfigured: the server does not let this worker in.
         """
+        left = self._journal.left()
+        for note in left:
+            if journal.end(note):
+                log.warning("ended what a killed worker had left running", lease=note.lease_id)
         with self._starting:
-            await self._give_back_what_is_left()
             await self._keep_trying(self._register_first)
-        if self._draining:
-            return
+            for note in left:
+                await self._keep_trying(partial(self._give_back, note.lease_id))
+                self._journal.strike(note.lease_id)
+        if not self._draining:
+            await self._work()
+        if self._known:
+            with trio.move_on_after(GOODBYE_SECONDS), suppress(Unavailable, Refused):
+                await self._register("offline")
+
+    async def _work(self) -> None:
         async with trio.open_nursery() as nursery:
             with self._claiming:
                 await self._claim_for_ever(nursery)
@@ -145,24 +161,13 @@ class Worker:
                 await self._until(lambda: self._hurrying or not self._attempts)
             for attempt in self._attempts:
                 attempt.stop("the worker was stopped")
-        with trio.move_on_after(GOODBYE_SECONDS), suppress(Unavailable, Refused):
-            await self._register("offline")
-
-    async def _give_back_what_is_left(self) -> None:
-        left = self._journal.left()
-        for note in left:
-            if journal.end(note):
-                log.warning("ended what a killed worker had left running", lease=note.lease_id)
-        for note in left:
-            await self._keep_trying(partial(self._give_back, note.lease_id))
-            self._journal.strike(note.lease_id)
 
     async def _give_back(self, lease_id: str) -> None:
         try:
             await self._server.release(lease_id, "the worker was killed")
             log.info("task given back", lease=lease_id, reason="the worker was killed")
-        except (LeaseLost, Refused) as error:
-            log.info("a lease of the worker before is over", lease=lease_id, reason=one_line(error))
+        except LeaseLost as lost:
+            log.info("a lease of the worker before is over", lease=lease_id, reason=one_line(lost))
 
     async def _register_first(self) -> None:
         try:
@@ -173,6 +178,7 @@ class Worker:
 
     async def _register(self, status: str = "online") -> None:
         """Tell the server what this worker is, and whether it can work."""
+        self._known = True
         limit = self._limit
         capabilities = {
             "claude_cli": True,
@@ -186,7 +192,7 @@ class Worker:
         log.info("registered", server=self._server.who, status=status)
 
     async def _claim_for_ever(self, nursery: trio.Nursery) -> None:
-        while True:
+        while not self._draining:
             await self._until(lambda: self._room > 0)
             while self._limit:
                 await self._wait_out_limit()
@@ -206,8 +212,8 @@ class Worker:
             return []
 
     def _begin(self, attempt: Attempt, nursery: trio.Nursery) -> None:
-        if self.paused:  # since the claim was made
-            attempt.stop("this worker's program cannot work now")
+        if self.paused or self._draining:  # since the claim was made
+            attempt.stop("the worker was stopped" if self._draining else "this worker cannot work now")
         self._attempts.add(attempt)
         nursery.start_soon(self._see_through, attempt)
 

@@ -97,7 +97,7 @@ def queue(daemon: Bloomd) -> Queue:
 
 
 class Network:
-    """A TCP connection to the daemon that can be `open`, `closed`, or `deaf`: what is asked arrives, no answer does."""
+    """TCP connections to the daemon: `open`; `closed`; `deaf`: no answer arrives; `slow`: each takes a while."""
 
     def __init__(self, port: int) -> None:
         self.url = ""
@@ -135,6 +135,8 @@ class Network:
                 if self._state == "deaf" and one.socket.getpeername()[1] == self._to:
                     self.refused += 1
                     break
+                if self._state == "slow" and one.socket.getpeername()[1] == self._to:
+                    await trio.sleep(0.1)
                 await other.send_all(piece)
         scope.cancel()
 

@@ -160,11 +160,33 @@ async def test_a_drain_claims_nothing_more_and_lets_what_runs_end(start, queue, 
     await until(starts)
     running.drain()
     assert repr(running) == "<Worker draining, 1 of 2 at work>"
-    await trio.sleep(0.3)  # the server hears that nobody waits any more; nothing tells
+    await trio.sleep(2 * worker.LAST_CLAIM_SECONDS)  # the server hears that nobody waits any more; nothing tells
     other = queue.add("x")
     await queue.becomes(id, "completed")
     await until(lambda: repr(running) == "<Worker draining, 0 of 2 at work>")
     assert queue.task(other)["status"] == "queued"
+
+
+async def test_an_answer_that_comes_when_the_worker_ends_is_given_back(start, queue, network):
+    running = await start(url=network.url)
+    await until(lambda: queue.worker().get("status") == "online")
+    network.become("slow")
+    id = queue.add("x")
+    await until(lambda: queue.task(id)["status"] == "leased")
+    running.drain()
+    await until(lambda: queue.task(id)["status"] == "queued")
+    assert queue.task(id)["attempts"] == 0
+
+
+async def test_its_own_token_is_all_that_it_needs(start, queue):
+    answer = queue.http.post("/api/runtime/workers/w1/tokens")
+    assert answer.status_code == 201, answer.text
+    running = await start(token=answer.json()["secret"])
+    tasks = [queue.add("fake:long 1100"), queue.add("fake:retry-limit", context_id="c"), queue.add("x", context_id="c")]
+    for id in tasks:
+        assert (await queue.becomes(id, "completed"))["attempts"] == 1
+    running.drain()
+    await until(lambda: queue.worker()["status"] == "offline")
 
 
 @pytest.mark.parametrize("how", ["the grace time is over", "a hurry"])
