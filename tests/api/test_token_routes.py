@@ -114,7 +114,8 @@ def test_a_token_from_its_making_to_its_end(daemon, api, token):
         assert worker.post("/api/runtime/workers", json={"name": "w1"}).status_code == 401
     assert api.delete(f"/api/runtime/workers/w1/tokens/{made['id']}").status_code == 404
     trail = api.get("/api/runtime/audit").json()
-    assert [(each["action"], each["entity_id"], each["actor"]) for each in trail] == [
+    told = [(each["action"], each["entity_id"], each["actor"]) for each in trail if each["entity_type"] == "worker"]
+    assert told == [
         ("worker.token_removed", "w1", "api-key"),
         ("worker.updated", "w1", "worker:w1"),
         ("worker.registered", "w1", "worker:w1"),
