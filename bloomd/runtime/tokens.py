@@ -129,7 +129,7 @@ SELECT id, worker_id, created_at, created_by, pg_notify('bloom_settings', '')::t
 
 _NOT_VALID = (
     "This enrolment code is not valid: it counts once, for an hour. Have a new one made, by POST "
-    "/api/runtime/enrolments or `bloomd-ctl worker token`"
+    "/api/runtime/enrolments or `bloomd-ctl worker enrol NAME`"
 )
 
 
