@@ -45,7 +45,7 @@ class ScratchMachine:
         self.root = directory / "root"
         self.calls = directory / "calls"
         self.tools = directory / "bin"
-        self.home = self.root / "home/user"
+        self.home = self.root / "users/me"
         self._temporary = directory / "tmp"
         made = directory / "made"
         for each in (self.root, self.tools, self._temporary):
@@ -70,7 +70,7 @@ class ScratchMachine:
             self.shell = [require(shell)]
         self.environ = {
             "PATH": path,
-            "HOME": "/home/user",
+            "HOME": "/users/me",
             "BLOOMD_ROOT": str(self.root),
             "TMPDIR": str(self._temporary),
             "PIP_NO_INDEX": "1",
