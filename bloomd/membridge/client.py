@@ -127,11 +127,17 @@ class MembridgeClient:
         await self._needed("/agents", limit=AGENTS_LIMIT)
         self._succeeded()
 
-    async def request(self, method: str, path: str, *, json: Any = None, query: str | None = None) -> Answer:
-        """Make any call and hand on its answer, whatever it says; one of 5xx counts as none."""
+    async def request(
+        self, method: str, path: str, *, json: Any = None, query: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """Make any call and hand on its answer, whatever it says; one of 5xx counts as none.
+
+        Args:
+            timeout: seconds, for one that may take longer than others.
+        """
         content = None if json is None else jsonlib.dumps(json).encode()
         target = f"{path}?{query}" if query else path
-        answer = await self._call(method, target, content=content)
+        answer = await self._call(method, target, content=content, timeout=timeout)
         self._succeeded()
         return answer
 
@@ -154,15 +160,17 @@ class MembridgeClient:
         with_key: bool = True,
         limit: int = ANSWER_LIMIT,
         retries: int = RETRIES,
+        timeout: float | None = None,
     ) -> Answer:
+        timeout = timeout or self._timeout
         tries = 1 + (retries if method in SAFE_METHODS else 0)
         headers = {KEY_HEADER: self._key} if with_key and self._key else {}
         if content is not None:
             headers["Content-Type"] = "application/json"
-        deadline = trio.current_time() + self._timeout
+        deadline = trio.current_time() + timeout
         for failures in range(1, tries + 1):
             try:
-                answer = await self._try(method, target, headers, content, deadline=deadline, limit=limit)
+                answer = await self._try(method, target, headers, content, deadline, timeout=timeout, limit=limit)
                 break
             except Unavailable as error:
                 pause = self._retry.delay(failures)
@@ -178,7 +186,15 @@ class MembridgeClient:
         return answer
 
     async def _try(
-        self, method: str, target: str, headers: dict[str, str], content: bytes | None, *, deadline: float, limit: int
+        self,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        content: bytes | None,
+        deadline: float,
+        *,
+        timeout: float,
+        limit: int,
     ) -> Answer:
         with trio.move_on_at(deadline):
             async with self._places:
@@ -186,7 +202,7 @@ class MembridgeClient:
                     method,
                     self._base + target,
                     who=self._who,
-                    timeout=self._timeout,
+                    timeout=timeout,
                     limit=limit,
                     headers=headers,
                     content=content,
@@ -194,7 +210,7 @@ class MembridgeClient:
             if answer.status >= 500:
                 raise Unavailable(f"{self._who} answered {answer.status} to {method} {target.partition('?')[0]}")
             return answer
-        raise NotWorthRetrying(f"{self._who}: no answer within {self._timeout:g} s")
+        raise NotWorthRetrying(f"{self._who}: no answer within {timeout:g} s")
 
     def _refusal(self, status: int) -> str:
         if self._key is None:

@@ -29,6 +29,9 @@ from bloomd.settings import Settings
 # A large repository over a slow line. Who does not even take the connection is given up long before (`calls.py`).
 CLONE_SECONDS = 900.0
 
+# Membridge has the agent do it before it answers; ours waits 300 s for that.
+SYNC_SECONDS = 310.0
+
 # A server of repositories has to bear so many clones of one of them at once, and bloomd their answers.
 PROPAGATE_AT_ONCE = 8
 
@@ -207,7 +210,8 @@ class Projects:
     async def _sync(self, direction: Direction, project: str, agent: str) -> Told:
         try:
             client = self._membridge.client()
-            answer = await client.request("POST", f"/sync/{direction}", json={"project": project, "agent": agent})
+            body = {"project": project, "agent": agent}
+            answer = await client.request("POST", f"/sync/{direction}", json=body, timeout=SYNC_SECONDS)
         except (Unavailable, Misconfigured) as error:
             raise AgentFailed(one_line(error)) from error
         try:

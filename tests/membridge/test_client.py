@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import trio
 import trio.testing
-from peers import MembridgePeer, Reply, membridge_peer, new_agent, old_agent, reply
+from peers import MembridgePeer, Reply, Request, membridge_peer, new_agent, old_agent, reply
 
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.membridge.client import ANSWER_LIMIT, CALLS_AT_ONCE, KEY_HEADER, Health, MembridgeClient, ServerHealth
@@ -302,3 +302,17 @@ async def test_pauses_between_tries(autojump_clock: trio.testing.MockClock, monk
         await short.agents()
     assert trio.current_time() - started < 1.0
     assert len(tries) == 2
+
+
+async def test_a_call_may_take_longer_than_others(peer: MembridgePeer) -> None:
+    client = MembridgeClient(peer.url, KEY, timeout=0.1)
+    at_once = peer.answer
+
+    async def late(request: Request) -> Reply:
+        await trio.sleep(0.3)
+        return at_once(request)
+
+    peer.answer = late
+    with pytest.raises(Unavailable, match=r"no answer within 0\.1 s"):
+        await client.request("POST", "/sync/push", json={})
+    assert (await client.request("POST", "/sync/push", json={}, timeout=20)).status == 200
