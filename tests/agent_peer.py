@@ -120,14 +120,14 @@ class AgentPeer(Peer):
             await trio.sleep_forever()
         calls_back = self.does in ("ok", "error", "callback-only", "wrong-lease")
         if calls_back:
-            await self._call_back(task, "heartbeat", {})
+            await self.call_back(task, "heartbeat", {})
         await self.gate.wait()
         failed = "claude exited with 1" if self.does in ("error", "not-ok") else None
         output = None if failed else self.output
         if calls_back:
             completion: dict[str, Any] = {"status": "error" if failed else "success", "output": output}
             metrics = {"duration_ms": 1200, "tokens_used": None}
-            await self._call_back(task, "complete", {**completion, "error_message": failed, "metrics": metrics})
+            await self.call_back(task, "complete", {**completion, "error_message": failed, "metrics": metrics})
         if self.does == "callback-only":
             raise trio.BrokenResourceError
         said = {"task_id": task["task_id"], "duration_ms": 1200, "context_id": task["context_id"]}
@@ -135,7 +135,8 @@ class AgentPeer(Peer):
             return reply({"ok": False, "error": failed, "returncode": 1, **said})
         return reply({"ok": True, "output": output, "returncode": 0, "session_messages": 2, "detail": "", **said})
 
-    async def _call_back(self, task: dict[str, Any], what: str, body: dict[str, Any]) -> None:
+    async def call_back(self, task: dict[str, Any], what: str, body: dict[str, Any]) -> None:
+        """Tell the runtime something about a task that it has given."""
         url = task["runtime_url"]
         if self.does == "wrong-lease":
             url = url.rpartition("/")[0] + "/5f0c1d1e-0000-4000-8000-000000000000"

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from pushing import AGENT_KEY, Pushing, until
+from pushing import AGENT_KEY, SECONDS, Pushing, until
 
 from bloomd.errors import Misconfigured
 from bloomd.membridge import dispatch as module
@@ -93,6 +93,7 @@ async def test_what_each_failure_costs(
     pushing.agent.does, pushing.agent.mode = kind or "ok", mode or "ok"
     await pushing.worker(**({"url": url} if url else {}))
     id = await pushing.task()
+    pushing.sql("UPDATE workers SET alive_at = 7")
     with pytest.raises(PushFailed, match=re.escape(sentence)) as failed:
         await pushing.dispatch(id)
     assert failed.value.lease.worker_id == "w1"
@@ -100,7 +101,8 @@ async def test_what_each_failure_costs(
     assert (task.status, task.attempts, task.lease_id) == ("queued", attempts, None)
     assert task.retry_at
     assert pushing.outcomes() == [("failed", "error") if attempts else ("released", "released")]
-    assert pushing.sql("SELECT unreached FROM workers") == [(0 if url is None else 1,)]
+    answered = bool(attempts) and not sentence.startswith("the agent:")
+    assert pushing.sql("SELECT unreached, alive_at > 7 FROM workers") == [(0 if url is None else 1, answered)]
     assert sentence in str(pushing.sql("SELECT reason FROM leases"))
     assert repr(pushing.dispatcher) == "<Dispatcher 0 pushes open>"
 
@@ -181,22 +183,34 @@ async def test_a_callback_counts_though_the_answer_is_lost(pushing: Pushing) -> 
 async def test_an_answer_that_never_comes_after_the_callback_is_not_waited_for(
     pushing: Pushing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its callback comes, its own answer does not."""
     monkeypatch.setattr(module, "ANSWER_SECONDS", 0.05)
     await pushing.worker()
     pushing.agent.does = "hang"
+    id = await pushing.task()
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_call_back, pushing, id)
+            done = await pushing.dispatch(id)
+    assert (done.execution.output, done.task_status) == ("Early", "completed")
+
+
+async def _call_back(pushing: Pushing, id: str) -> None:
+    await until(lambda: pushing.agent.requests)
+    said = {"status": "success", "output": "Early", "error_message": None}
+    await pushing.agent.call_back(pushing.agent.requests[0].json, "complete", said)
+    assert pushing.agent.callbacks == [("complete", 200)]
+    pushing.agent.gate.set()
+
+
+async def test_a_callback_counts_though_the_answer_denies_it(pushing: Pushing) -> None:
+    await pushing.worker()
+    pushing.agent.does, pushing.agent.gate = "no-claude", trio.Event()
     id = await pushing.task()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_call_back, pushing, id)
         done = await pushing.dispatch(id)
     assert (done.execution.output, done.task_status) == ("Early", "completed")
-
-
-async def _call_back(pushing: Pushing, id: str) -> None:
-    await until(lambda: pushing.agent.executed)
-    said = {"status": "success", "output": "Early", "error_message": None}
-    await pushing.agent._call_back(pushing.agent.executed[0], "complete", said)
-    assert pushing.agent.callbacks == [("complete", 200)]
+    assert (await pushing.look(id)).attempts == 1
 
 
 async def test_callbacks_of_another_lease_count_for_nothing(pushing: Pushing) -> None:
