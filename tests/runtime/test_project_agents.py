@@ -300,11 +300,9 @@ async def test_a_propagation_that_is_cancelled_is_over(db, managed, project, age
     assert (after.clone_status, "interrupted" in after.error_message) == ("failed", True)
 
 
-async def test_the_memory_of_a_project_goes_through_membridge(db, managed, project, new_worker):
+async def test_the_memory_of_a_project_goes_through_membridge(db, managed, project, new_worker, monkeypatch):
     async with membridge_peer(key=ADMIN_KEY) as peer:
-        managed.settings = Settings(
-            membridge=Membridge(server_url=peer.url, admin_key=ADMIN_KEY, agent_key=KEY, timeout=1.0)
-        )
+        managed.settings = Settings(membridge=Membridge(server_url=peer.url, admin_key=ADMIN_KEY, agent_key=KEY))
         await new_worker("w1")
         done = await managed.sync_memory(project.id, "push", node_id="w1", actor="ann")
         assert (done.status, done.direction, done.node, done.result.job_id) == ("synced", "push", "w1", "job-1")
@@ -316,9 +314,10 @@ async def test_the_memory_of_a_project_goes_through_membridge(db, managed, proje
             ("404", "Membridge answered 404 to POST /sync/pull: mode 404"),
             ("lie", "Membridge could not pull"),
             ("html", "Membridge could not pull"),
-            ("hang", f"Membridge at {httpx.URL(peer.url)}: no answer within 1 s"),
+            ("hang", f"Membridge at {httpx.URL(peer.url)}: no answer within 0.5 s"),
         ):
             peer.mode = mode
+            monkeypatch.setattr(module, "SYNC_SECONDS", 0.5 if mode == "hang" else 20)
             with pytest.raises(AgentFailed) as caught:
                 await managed.sync_memory(project.id, "pull", node_id="w1", actor="ann")
             assert str(caught.value) == error
