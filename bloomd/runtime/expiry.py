@@ -25,9 +25,7 @@ WITH due AS (
       JOIN llm_tasks ON llm_tasks.id = leases.task_id
      WHERE leases.status = 'active'
        AND (leases.worker_id = %(worker_id)s
-            OR %(worker_id)s::varchar IS NULL AND least(leases.expires_at, leases.deadline_at) <= bloom_now_ms()
-               AND bloom_leads(%(epoch)s))
-     ORDER BY leases.task_id
+            OR least(leases.expires_at, leases.deadline_at) <= bloom_now_ms() AND bloom_leads(%(epoch)s))
      LIMIT %(batch)s
        FOR UPDATE OF llm_tasks SKIP LOCKED
 ), lease AS (

@@ -16,12 +16,10 @@ from bloomd.runtime.refusals import Refusal
 # What is not given back has no row in the answer.
 RELEASE = """
 WITH asked AS (
-    SELECT DISTINCT ON (task_id)
-           leases.task_id, back.lease_id AS asked_lease_id, back.worker_id, back.reason, back.retry_after_seconds
+    SELECT leases.task_id, back.lease_id AS asked_lease_id, back.worker_id, back.reason, back.retry_after_seconds
       FROM jsonb_to_recordset(%(back)s) AS back (
                lease_id varchar, worker_id varchar, reason varchar, retry_after_seconds numeric)
       JOIN leases ON leases.id = back.lease_id
-     ORDER BY task_id
 ), task AS (
     SELECT llm_tasks.id, llm_tasks.lease_id, asked.worker_id, asked.reason, asked.retry_after_seconds
       FROM llm_tasks
