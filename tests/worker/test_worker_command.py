@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,10 @@ def command(tmp_path: Path, daemon) -> Iterator[Callable[..., Command]]:
 
     yield start
     for each in started:
-        each.process.kill()
-        each.process.wait()
+        while each.process.poll() is None:  # by signals that it obeys, so that it leaves nothing running
+            each.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                each.process.wait(0.3)
 
 
 def test_it_works_until_it_is_told_to_stop_and_ends_what_it_has_begun(command, queue):
