@@ -108,6 +108,18 @@ SELECT at, id FROM gone
 """
 
 
+# Who has a conversation is forgotten with the tasks that it was made of: no decision that anybody would audit.
+PRUNE_CONVERSATIONS = """
+DELETE FROM conversations
+ WHERE context = ANY (ARRAY(SELECT context
+                              FROM conversations
+                             WHERE at < bloom_now_ms() - %(keep_ms)s AND bloom_leads(%(epoch)s)
+                             LIMIT %(batch)s
+                               FOR UPDATE SKIP LOCKED))
+RETURNING at, context AS id
+"""
+
+
 class Keep(msgspec.Struct, frozen=True):
     """For how many days what has ended is kept; None is for ever. Asked anew for each round."""
 
@@ -152,6 +164,7 @@ class Retention:
         if keep.tasks is not None:
             for status in ENDED:
                 tasks += await self._prune_tasks(status, keep.tasks, epoch)
+            await self._prune_conversations(keep.tasks, epoch)
         if keep.audit is not None:
             entries = await self._prune_audit(keep.audit, epoch)
         if tasks or entries:
@@ -177,6 +190,11 @@ class Retention:
                 break
             await trio.sleep(PAUSE_SECONDS)
         return pruned
+
+    async def _prune_conversations(self, days: float, epoch: int) -> None:
+        old = {"keep_ms": int(days * DAY_MS), "epoch": epoch, "batch": BATCH}
+        while len(await self._database.rows(_Gone, PRUNE_CONVERSATIONS, **old)) == BATCH:
+            await trio.sleep(PAUSE_SECONDS)
 
     async def _collect(self, epoch: int) -> int:
         decided = 0

@@ -271,3 +271,13 @@ async def test_a_task_can_be_created_anew_with_the_key_of_one_that_went(db, sql,
     shift_clock(2 * DAY)
     await prune(tasks=1.0)
     assert (await new_task(idempotency_key="k")).id != first.id
+
+
+@pytest.mark.usefixtures("small")
+async def test_who_has_an_old_conversation_is_forgotten(sql, prune):
+    sql("INSERT INTO conversations SELECT 'old' || n, 'w1', 1 FROM generate_series(1, 12) AS n")
+    sql("INSERT INTO conversations VALUES ('new', 'w1', bloom_now_ms())")
+    await prune(audit=1)
+    assert len(sql("SELECT FROM conversations")) == 13
+    await prune(tasks=1)
+    assert sql("SELECT context FROM conversations") == [("new",)]
