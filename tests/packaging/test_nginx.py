@@ -13,6 +13,9 @@ from servers import eventually
 from upstream import Upstream, ask
 
 from bloomd.http.server import KEEP_ALIVE_SECONDS
+from bloomd.membridge.errands import STEP_SECONDS, UPDATE_SECONDS
+from bloomd.membridge.projects import CLONE_SECONDS, SYNC_SECONDS
+from bloomd.runtime.claims import GRACE_SECONDS
 from bloomd.settings.model import Http
 
 
@@ -49,6 +52,35 @@ def test_the_numbers_are_those_of_bloomd() -> None:
     assert [int(size) << 20 for size in sizes] == [Http().max_body_bytes, Http().max_artifact_bytes]
 
 
+# How long bloomd may take for an answer, in seconds.
+WAITS = [
+    ("/api/runtime/llm-tasks/42/dispatch", 3600 + GRACE_SECONDS),
+    ("/api/runtime/projects/42/clone", CLONE_SECONDS),
+    ("/api/runtime/projects/42/propagate", 4 * CLONE_SECONDS),
+    ("/api/runtime/projects/42/sync-memory", SYNC_SECONDS),
+    ("/api/runtime/workers/gpu-1/agent-health", STEP_SECONDS),
+    ("/api/runtime/workers/gpu-1/agent-update", UPDATE_SECONDS),
+    ("/api/runtime/workers/gpu-1/agent-restart", STEP_SECONDS),
+    ("/api/runtime/workers/gpu-1/agent-uninstall", STEP_SECONDS),
+    ("/api/runtime/leases/claim", 60),
+]
+
+
+@pytest.mark.parametrize(("path", "seconds"), WAITS)
+def test_nginx_waits_longer_than_bloomd_takes(path: str, seconds: float) -> None:
+    assert read_timeout_of(path) > seconds
+
+
+def read_timeout_of(path: str) -> float:
+    """By the location of a regular expression that matches, else by the server."""
+    locations = re.findall(r"^    location ~ (\S+) \{(.*?)^    \}", CONFIGURATION, re.MULTILINE | re.DOTALL)
+    [body] = [body for pattern, body in locations if re.search(pattern, path)] or [
+        CONFIGURATION.partition("location")[0]
+    ]
+    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", body)
+    return float(seconds)
+
+
 def test_requests_of_many_clients_share_a_connection(front: Front) -> None:
     for _ in range(5):
         assert ask(front.port, "/api/runtime/stats").status == 200
@@ -83,7 +115,13 @@ def test_the_path_arrives_as_it_was_sent(front: Front) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/runtime/llm-tasks/42/dispatch", "/api/runtime/events", "/api/runtime/agent-install-script?code=x"],
+    [
+        "/api/runtime/llm-tasks/42/dispatch",
+        "/api/runtime/projects/42/propagate",
+        "/api/runtime/workers/gpu-1/agent-update",
+        "/api/runtime/events",
+        "/api/runtime/agent-install-script?code=x",
+    ],
 )
 def test_special_paths_reach_bloomd_with_the_same_headers(front: Front, path: str) -> None:
     assert ask(front.port, path, method="POST", body=b"{}").status == 200
