@@ -193,7 +193,9 @@ class Retention:
 
     async def _prune_conversations(self, days: float, epoch: int) -> None:
         old = {"keep_ms": int(days * DAY_MS), "epoch": epoch, "batch": BATCH}
-        while len(await self._database.rows(_Gone, PRUNE_CONVERSATIONS, **old)) == BATCH:
+        while gone := await self._database.rows(_Gone, PRUNE_CONVERSATIONS, **old):
+            if len(gone) < BATCH:
+                return
             await trio.sleep(PAUSE_SECONDS)
 
     async def _collect(self, epoch: int) -> int:

@@ -278,6 +278,6 @@ async def test_who_has_an_old_conversation_is_forgotten(sql, prune):
     sql("INSERT INTO conversations SELECT 'old' || n, 'w1', 1 FROM generate_series(1, 12) AS n")
     sql("INSERT INTO conversations VALUES ('new', 'w1', bloom_now_ms())")
     await prune(audit=1)
-    assert len(sql("SELECT FROM conversations")) == 13
+    assert sql("SELECT count(*) FROM conversations") == [(13,)]
     await prune(tasks=1)
     assert sql("SELECT context FROM conversations") == [("new",)]
