@@ -136,6 +136,8 @@ class Reloader:
     ) -> tuple[Pool | None, list[str]]:
         """Bring these settings into force; the pool that was in use, and the services that are not ready in time."""
         before = self._connector.take(pool) if pool else None
+        if pool:
+            self._node.feed.begin_anew()
         self._node.use(loaded)
         for front in self._fronts:
             front.server.rebind()

@@ -111,6 +111,10 @@ class Feed:
         if type == "task" and len(bytes(event.data)) <= MESSAGE_BYTES:
             self._wakeups.tell(event.entity_id, bytes(event.data))
 
+    def begin_anew(self) -> None:
+        """Another database is in use: what was read of the one before says nothing of it, so everybody is sent away."""
+        self._drop(self._subscriptions)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read while there are subscriptions, until cancelled.
 

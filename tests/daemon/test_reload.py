@@ -5,6 +5,7 @@ import signal
 import threading
 
 import httpx
+from event_source import EventSource
 from servers import eventually, free_port
 
 
@@ -109,7 +110,9 @@ def test_another_database_is_taken_over_without_a_gap_or_not_at_all(bloomd, post
     assert "bloomd migrate" in report["errors"][0]
     assert len(daemon.http.get("/api/runtime/llm-tasks").json()) == 1
     daemon.migrate()
-    assert reload(daemon)[1]["result"] == "reloaded"
+    with EventSource(daemon.http, types="task") as follower:
+        assert reload(daemon)[1]["result"] == "reloaded"
+        assert list(follower) == []  # it is sent away: its position is one of another database
     assert daemon.http.get("/api/runtime/llm-tasks").json() == []
 
 

@@ -376,6 +376,17 @@ async def test_ids_of_transactions_that_are_used_again_after_a_crash(autojump_cl
                 assert [event.id for event in await take(subscription, 1)] == [database.ids[-1]]
 
 
+async def test_with_another_database_everybody_begins_anew(feed, write):
+    async with feed.subscribe() as one, feed.subscribe() as other:
+        feed.begin_anew()
+        for subscription in (one, other):
+            assert await subscription.batch() == ()
+            assert subscription.dropped.is_set()
+    async with feed.subscribe() as subscription:
+        write("new")
+        assert [event.entity_id for event in await take(subscription, 1)] == ["new"]
+
+
 class Scripted:
     """In the place of a database: gives these answers."""
 
