@@ -202,9 +202,9 @@ async def test_a_lost_lease_stops_the_work(start, queue, tmp_path):
 
 async def test_progress_is_what_the_program_said_last(start, queue):
     await start()
-    id = queue.add("fake:slow 2")
+    id = queue.add("fake:slow 1")
     seen: set[str] = set()
     while (task := queue.task(id))["status"] != "completed":
         seen.add(str(task["progress"]))
         await trio.sleep(0.02)
-    assert {f"{percent} % done" for percent in range(10, 100, 10)} & seen
+    assert {f"{percent} % done" for percent in range(10, 110, 10)} & seen

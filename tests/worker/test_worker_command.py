@@ -14,7 +14,7 @@ from bloomd_process import BIN, KEY
 from fake import FAKE, is_running
 from servers import eventually
 
-from bloomd.settings import load
+from bloomd.settings import SettingsError, load
 from bloomd.worker.contexts import name_of
 
 
@@ -102,30 +102,28 @@ def test_a_worker_that_was_killed_leaves_nothing_that_the_next_one_does_not_see_
     assert queue.task(id)["attempts"] == 1
 
 
-def test_two_in_one_directory_are_one_too_many(command, queue):
-    command("--label", "first")
-    eventually(lambda: queue.worker().get("capabilities"))
-    second = command()
-    assert second.process.wait(20) == 78
-    assert "another worker runs in" in second.log.read_text()
+def test_a_wrong_token_is_said_and_not_shown(command):
+    worker = command(token="a-wrong-token-of-somebody")
+    assert worker.process.wait(20) == 78
+    assert "refuses this worker" in worker.log.read_text()
+    assert "a-wrong-token" not in worker.log.read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "token", "words"),
+    ("key", "value", "words"),
     [
-        ((), "a-wrong-token-of-somebody", "refuses this worker"),
-        (("--server", "ftp://x"), KEY, "expected a URL that begins with http:// or https://"),
-        (("--max-concurrency", "33"), KEY, "expected a whole number from 1 to 32"),
-        (("--name", "a/b"), KEY, "expected a name of 1 to 128 characters"),
-        (("--token-file", "nowhere"), KEY, "there is no such file"),
-        (("--root", "token/x"), KEY, "cannot be used: Not a directory"),
+        ("server", "ftp://x", "expected a URL that begins with http:// or https://"),
+        ("max_concurrency", 33, "expected a whole number from 1 to 32"),
+        ("name", "a/b", "expected a name of 1 to 128 characters"),
+        ("token", "schlüssel", "expected a key of printable ASCII characters"),
+        ("token_file", "nowhere", "there is no such file"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_begins(command, arguments, token, words):
-    worker = command(*arguments, token=token)
-    assert worker.process.wait(20) == 78
-    assert words in worker.log.read_text()
-    assert token not in worker.log.read_text()
+def test_what_is_wrong_with_an_option_is_said(key, value, words):
+    with pytest.raises(SettingsError) as raised:
+        load(None, environ={}, options={f"worker.{key}": value})
+    assert f"`worker.{key}`: " in str(raised.value)
+    assert words in str(raised.value)
 
 
 @pytest.mark.parametrize(

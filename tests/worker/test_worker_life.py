@@ -34,7 +34,7 @@ async def test_it_says_what_it_is(start, queue):
 
 async def test_it_works_at_as_much_as_it_has_room_for(start, queue, starts):
     running = await start(max_concurrency=3)
-    tasks = [queue.add(f"task {number}\nfake:slow 0.2", context_id=f"c{number % 5}") for number in range(9)]
+    tasks = [queue.add(f"task {number}\nfake:slow 0.1", context_id=f"c{number % 5}") for number in range(9)]
     most = 0
     with trio.fail_after(30):
         while any(queue.task(id)["status"] != "completed" for id in tasks):
