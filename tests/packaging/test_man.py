@@ -33,11 +33,14 @@ def parsers(parser: ArgumentParser, command: str = "") -> Iterator[tuple[str, Ar
                 yield from parsers(of, f"{command} {word}".strip())
 
 
-PROGRAMS = [("bloomd.8", cli._parser()), ("bloomd-ctl.8", ctl._parser())]
+# `bloomd worker` has a page of its own, which bloomd.8 names.
+BLOOMD = dict(parsers(cli._parser()))
+WORKER = {"": BLOOMD.pop("worker")}
+PROGRAMS = [("bloomd.8", BLOOMD), ("bloomd-worker.8", WORKER), ("bloomd-ctl.8", dict(parsers(ctl._parser())))]
 
 
 def test_there_is_a_page_for_each_program_and_for_the_configuration() -> None:
-    assert [page.name for page in PAGES] == ["bloomd-ctl.8", "bloomd.8", "bloomd.yaml.5"]
+    assert [page.name for page in PAGES] == ["bloomd-ctl.8", "bloomd-worker.8", "bloomd.8", "bloomd.yaml.5"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -54,27 +57,35 @@ def test_it_has_the_sections_of_a_manual_page(page: Path) -> None:
     assert set(SECTIONS) <= set(headings)
 
 
-@pytest.mark.parametrize(("page", "parser"), PROGRAMS)
-def test_it_has_every_command_and_option(page: str, parser: ArgumentParser) -> None:
+@pytest.mark.parametrize(("page", "commands"), PROGRAMS)
+def test_it_has_every_command_and_option(page: str, commands: dict[str, ArgumentParser]) -> None:
     items = " ".join(re.findall(r"^\.It (.*)", plain(page), re.MULTILINE))
-    for command, of in parsers(parser):
+    for command, of in commands.items():
         assert not command or re.search(rf"Cm {command}(?![\w-])", items), command
         for action in of._actions:
             for option in action.option_strings:
                 assert re.search(rf"Fl {option[1:]}(?![\w-])", items), f"{command} {option}"
 
 
-@pytest.mark.parametrize(("page", "parser"), PROGRAMS)
-def test_it_has_no_option_that_the_program_lacks(page: str, parser: ArgumentParser) -> None:
-    known = {option for _, of in parsers(parser) for action in of._actions for option in action.option_strings}
+def test_bloomd_8_leads_to_the_page_of_the_worker() -> None:
+    [item] = re.findall(r"^\.It Cm worker\n((?:(?!\.It).*\n)+)", plain("bloomd.8"), re.MULTILINE)
+    assert ".Xr bloomd-worker 8" in item
+
+
+@pytest.mark.parametrize(("page", "commands"), PROGRAMS)
+def test_it_has_no_option_that_the_program_lacks(page: str, commands: dict[str, ArgumentParser]) -> None:
+    known = {option for of in commands.values() for action in of._actions for option in action.option_strings}
     assert {f"-{option}" for option in re.findall(r"\bFl ([\w-]+)", plain(page))} <= known
 
 
 BLOOMD_CODES = {cli.OK, cli.PENDING, cli.USAGE, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
+WORKER_CODES = {cli.OK, cli.USAGE, cli.BAD_CONFIGURATION}
 CTL_CODES = {ctl.OK, ctl.FAILED, ctl.DOWN, ctl.CANNOT_REACH, ctl.NOT_PERMITTED, ctl.USAGE, ctl.INTERRUPTED}
 
 
-@pytest.mark.parametrize(("page", "codes"), [("bloomd.8", BLOOMD_CODES), ("bloomd-ctl.8", CTL_CODES)])
+@pytest.mark.parametrize(
+    ("page", "codes"), [("bloomd.8", BLOOMD_CODES), ("bloomd-worker.8", WORKER_CODES), ("bloomd-ctl.8", CTL_CODES)]
+)
 def test_it_has_the_exit_codes(page: str, codes: set[int]) -> None:
     section = plain(page).partition(".Sh EXIT STATUS")[2].partition("\n.Sh")[0]
     assert codes <= {int(code) for code in re.findall(r"^\.It (\d+)$", section, re.MULTILINE)}
