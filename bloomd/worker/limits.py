@@ -24,10 +24,11 @@ LONGEST = 2000
 # A limit that resets later than this was misread.
 FARTHEST = timedelta(days=8)
 
+# Not any limit: that of a context or of recursion is the task's own.
 _LIMIT = re.compile(
-    r"\b(usage|session|weekly|daily|hour|opus|sonnet|rate)[ -]limit (was |has been |is )?(reached|exceeded)\b"
-    r"|\blimit reached\b"
-    r"|\bhit your (\w+ ){0,3}limit\b"
+    r"\b(usage|session|weekly|monthly|daily|hour|rate|spend|spending)[ -](limit|cap) (has been )?(reached|exceeded)\b"
+    r"|\b(limit|cap) reached\W+resets\b"
+    r"|\bhit your [\w'’ -]{0,40}limit\b"
     r"|\brate_limit_error\b"
     r"|\bout of (\w+ )?(usage|credits)\b",
     re.IGNORECASE,

@@ -24,6 +24,7 @@ def at(zone: str, *when: int) -> float:
         ("Claude AI usage limit reached|1759330800000", 1759330800.0),
         ("Claude usage limit reached. Your limit will reset at 5pm (Etc/GMT+5).", at("Etc/GMT+5", 2025, 10, 1, 17)),
         ("5-hour limit reached ∙ resets 2am (UTC)", at("UTC", 2025, 10, 2, 2)),
+        ("Opus limit reached ∙ resets 2am (UTC)", at("UTC", 2025, 10, 2, 2)),
         ("You've hit your limit · resets 9:30am (UTC)", at("UTC", 2025, 10, 2, 9, 30)),
         ("You've hit your session limit · resets 12:50am (Asia/Tokyo)", at("Asia/Tokyo", 2025, 10, 2, 0, 50)),
         ("You’ve hit your limit for messages. Limits will reset at 2:15 PM (UTC).", at("UTC", 2025, 10, 1, 14, 15)),
@@ -44,6 +45,8 @@ def test_the_words_of_a_limit_name_the_moment_at_which_it_resets(text, until):
     "text",
     [
         "Claude AI usage limit reached",
+        "You've hit your org's monthly usage limit",
+        "You're out of extra usage",
         "Claude AI usage limit reached|1759320000",  # before now
         "Claude AI usage limit reached|1999999999",  # in years
         "5-hour limit reached ∙ resets 13pm",
@@ -64,7 +67,15 @@ def test_a_limit_may_leave_open_until_when(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "boom", "the speed limit is 50", "API Error: 500 overloaded", "usage limit reached " + "x" * 5000],
+    [
+        "",
+        "boom",
+        "the speed limit is 50",
+        "API Error: 500 overloaded",
+        "Context limit reached · /compact or /clear to continue",
+        "RuntimeError: recursion limit reached",
+        "usage limit reached " + "x" * 5000,
+    ],
 )
 def test_another_error_is_no_limit(text):
     assert limit_in(text, NOW) is None
