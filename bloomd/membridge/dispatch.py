@@ -259,7 +259,7 @@ class Dispatcher:
                     timeout=push.over_at - trio.current_time() - MARGIN_SECONDS,
                     body=task_of(push.task, push.lease, await self._runtime(push.worker.url, rules)),
                 )
-                return judged(answer, with_key=rules.key is not None)
+                return judged(answer, key=rules.key)
         except NotReached as error:
             return Failure(one_line(error), reached=False, answered=False, counts=False)
         except Unavailable as error:

@@ -1,7 +1,8 @@
 """What an agent is told to do, and what its answer means: decisions only, no I/O.
 
 The answer is not trusted: only known fields of the right kind go any further, and as text that can be stored. Where an
-agent's answer and the completion that it has sent before differ, the completion is what happened.
+agent's answer and the completion that it has sent before differ, the completion is what happened. The agent key goes
+nowhere, even if an agent sends it back.
 """
 
 import re
@@ -56,15 +57,15 @@ class Failure(msgspec.Struct, frozen=True):
     """Whether the attempt does."""
 
 
-def judged(answer: AgentAnswer, *, with_key: bool) -> Said | Failure:
-    """What an answer to execute-task means. `with_key`: whether it was asked with a key."""
+def judged(answer: AgentAnswer, *, key: str | None) -> Said | Failure:
+    """What an answer to execute-task means. `key` is the one with which it was asked."""
     match answer.status:
         case 200:
-            return _said(answer.said) or Failure("its answer is not what an agent says: no JSON object with `ok`")
+            return _said(answer.said, key) or Failure("its answer is not what an agent says: no JSON object with `ok`")
         case 503:
             return Failure("it cannot run Claude (it answered 503): install it there, or cordon it", counts=False)
         case 401 | 403:
-            remedy = "correct" if with_key else "set"
+            remedy = "correct" if key else "set"
             return Failure(f"it refuses the agent key (it answered {answer.status}): {remedy} membridge.agent_key")
         case 422:
             return Failure("it does not understand the task (it answered 422): update the agent")
@@ -74,22 +75,25 @@ def judged(answer: AgentAnswer, *, with_key: bool) -> Said | Failure:
             return Failure(f"it answered {status}")
 
 
-def _said(said: dict[str, Any]) -> Said | None:
+def _said(said: dict[str, Any], key: str | None) -> Said | None:
     if not isinstance(said.get("ok"), bool):
         return None
     return Said(
         said["ok"],
-        output=_text(said.get("output")),
-        error=_text(said.get("error")),
+        output=_text(said.get("output"), key),
+        error=_text(said.get("error"), key),
         duration_ms=_count(said.get("duration_ms")),
         returncode=_integer(said.get("returncode")),
         session_messages=_count(said.get("session_messages")),
-        detail=_text(said.get("detail")),
+        detail=_text(said.get("detail"), key),
     )
 
 
-def _text(value: Any) -> str | None:
-    return _UNSTORABLE.sub("\ufffd", value) if isinstance(value, str) else None
+def _text(value: Any, key: str | None) -> str | None:
+    if not isinstance(value, str):
+        return None
+    text = _UNSTORABLE.sub("\ufffd", value)
+    return text.replace(key, "****") if key else text
 
 
 def _integer(value: Any) -> int | None:

@@ -24,7 +24,13 @@ from bloomd.membridge.execution import Failure, Said, callback_port, judged
     ],
 )  # fmt: skip
 def test_what_an_answer_means(status: int, said: dict[str, Any], meaning: Said | Failure) -> None:
-    assert judged(AgentAnswer(status, said), with_key=False) == meaning
+    assert judged(AgentAnswer(status, said), key=None) == meaning
+
+
+def test_the_agent_key_is_in_nothing_that_an_agent_says() -> None:
+    said = {"ok": False, "output": "got k3y-1", "error": "k3y-1 is wrong", "detail": "X: k3y-1", "returncode": 1}
+    blotted = Said(False, output="got ****", error="**** is wrong", detail="X: ****", returncode=1)
+    assert judged(AgentAnswer(200, said), key="k3y-1") == blotted
 
 
 @pytest.mark.parametrize(
