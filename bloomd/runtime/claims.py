@@ -36,12 +36,13 @@ SIGN_OF_LIFE = """
 WITH worker AS (
     SELECT id, status
       FROM workers
-     WHERE id = ANY (%(worker_ids)s) AND (status <> 'online' OR coalesce(alive_at, 0) < bloom_now_ms() - 1000)
+     WHERE id = ANY (%(worker_ids)s)
+       AND (status <> 'online' OR least(coalesce(alive_at, 0), coalesce(asked_at, 0)) < bloom_now_ms() - 1000)
      ORDER BY id
        FOR UPDATE
 ), alive AS (
     UPDATE workers
-       SET status = 'online', alive_at = bloom_now_ms(), last_heartbeat = bloom_now_ms()
+       SET status = 'online', alive_at = bloom_now_ms(), asked_at = bloom_now_ms(), last_heartbeat = bloom_now_ms()
       FROM worker
      WHERE workers.id = worker.id
 ), audit AS (
@@ -140,6 +141,9 @@ WITH RECURSIVE list AS (
       FROM lease
 )
 SELECT to_jsonb(lease) AS lease, to_jsonb(moved) AS task,
+       EXISTS (SELECT FROM conversations
+                WHERE context = md5(moved.context_id) AND moved.context_id <> ''
+                  AND worker_id = lease.worker_id) AS holds_conversation,
        lease.started_at - greatest(task.updated_at, task.not_before, task.retry_at) AS waited_ms,
        (SELECT count(*) FROM locked) > (SELECT count(*) FROM lease) AS more
   FROM lease
@@ -162,9 +166,11 @@ class Claim(msgspec.Struct, frozen=True):
 class Claimed(msgspec.Struct, frozen=True):
     lease: Lease
     task: Task
+    holds_conversation: bool = False
+    """Whether this worker has the conversation of the task's context: a session that it keeps of it is up to date."""
 
 
-class _ClaimedNow(Claimed, frozen=True):
+class _ClaimedNow(Claimed, frozen=True, kw_only=True):
     waited_ms: int
     more: bool
     """Whether tasks were locked for a moment that this claim then left to others, who passed them over meanwhile."""
@@ -202,7 +208,7 @@ async def claim(database: Database, asked: Claim, *, actor: str) -> list[Claimed
         with trio.CancelScope(shield=True):
             await give_back(database, [each.lease.id for each in claimed], actor=actor)
         raise
-    return [Claimed(each.lease, each.task) for each in claimed]
+    return [Claimed(each.lease, each.task, each.holds_conversation) for each in claimed]
 
 
 async def give_back(database: Database, lease_ids: list[str], *, actor: str) -> None:

@@ -114,11 +114,14 @@ WITH asked AS (
        FOR UPDATE OF workers
 ), alive AS (
     UPDATE workers
-       SET status = 'online', alive_at = worker.at, last_heartbeat = worker.at
+       SET status = CASE worker.status WHEN 'error' THEN 'error' ELSE 'online' END,  -- only itself says otherwise
+           alive_at = worker.at, last_heartbeat = worker.at,
+           asked_at = CASE WHEN workers.asked_at IS NOT NULL THEN worker.at END  -- it will, in a moment
       FROM worker
      WHERE workers.id = worker.id
        AND %(sign_of_life)s
-       AND (worker.status <> 'online' OR coalesce(workers.alive_at, 0) < worker.at - 1000)
+       AND (worker.status NOT IN ('online', 'error') OR workers.asked_at < worker.at - 1000
+            OR coalesce(workers.alive_at, 0) < worker.at - 1000)
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), lease.ended_at,
@@ -130,7 +133,7 @@ WITH asked AS (
     UNION ALL
     SELECT gen_random_uuid(), at, 'worker.online', 'worker', id, 'bloomd', 'it completed a task'
       FROM worker
-     WHERE status <> 'online' AND %(sign_of_life)s
+     WHERE status NOT IN ('online', 'error') AND %(sign_of_life)s
 )
 """
 

@@ -58,12 +58,13 @@ WITH asked AS (
       FROM workers
       JOIN (SELECT worker_id, max(last_heartbeat) AS at FROM lease GROUP BY worker_id) AS seen
            ON seen.worker_id = workers.id
-     WHERE workers.status <> 'online' OR coalesce(workers.alive_at, 0) < seen.at - 1000
+     WHERE workers.status NOT IN ('online', 'error') OR coalesce(workers.alive_at, 0) < seen.at - 1000
      ORDER BY workers.id
        FOR UPDATE OF workers
 ), alive AS (
     UPDATE workers
-       SET status = 'online', alive_at = worker.at, last_heartbeat = worker.at
+       SET status = CASE worker.status WHEN 'error' THEN 'error' ELSE 'online' END,  -- only itself says otherwise
+           alive_at = worker.at, last_heartbeat = worker.at
       FROM worker
      WHERE workers.id = worker.id
 ), audit AS (
@@ -75,7 +76,7 @@ WITH asked AS (
     UNION ALL
     SELECT gen_random_uuid(), at, 'worker.online', 'worker', id, 'bloomd', 'its lease had a heartbeat'
       FROM worker
-     WHERE status <> 'online'
+     WHERE status NOT IN ('online', 'error')
 )
 SELECT * FROM lease
 """

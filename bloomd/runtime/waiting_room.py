@@ -20,6 +20,9 @@ from bloomd.runtime.wakeups import Wakeups
 # Should every notification be lost, somebody who waits gets a new task this late.
 POLL_SECONDS = 1.0
 
+# Who waits counts as somebody who asks for tasks for a minute (`bloom_holder`).
+REFRESH_SECONDS = 20.0
+
 # So few that asking who of them could have a task costs more than letting all of them try.
 FEW = 4
 # More are called for the next offer, which comes at once when one of these got something.
@@ -27,7 +30,7 @@ MANY = 64
 
 # Of those who wait, longest first, the ones for whom there is a task by its labels, its pin, its context's turn and
 # who has its conversation; of each list no more than it has tasks. Who is called in vain all the same stands behind the
-# others from then on.
+# others from then on. Of a longer list than is looked at, a few are called whatever the first of its tasks wait for.
 COULD_CLAIM = """
 WITH RECURSIVE list AS (
     (SELECT bloom_kind(labels) AS kind, labels
@@ -58,7 +61,8 @@ SELECT DISTINCT could.id
   FROM (SELECT first.id
           FROM list,
                LATERAL (SELECT count(*) AS all_of_them,
-                               count(*) FILTER (WHERE in_turn AND holder IS NULL) AS of_nobody,
+                               greatest(count(*) FILTER (WHERE in_turn AND holder IS NULL),
+                                        CASE count(*) WHEN %(many)s THEN %(few)s END) AS of_nobody,
                                array_agg(holder) FILTER (WHERE in_turn) AS holders
                           FROM (SELECT bloom_holder(context_id, NULL, labels) AS holder,
                                        context_id = '' OR NOT EXISTS (
@@ -90,7 +94,7 @@ class WaitingRoom:
     """Those who wait for a task at this node, in the order in which they came."""
 
     def __init__(self, database: Database, wakeups: Wakeups, *, refresh_seconds: Callable[[], float]) -> None:
-        """`refresh_seconds`: how often it is noted that who waits is alive."""
+        """`refresh_seconds`: how often it is noted at the least that who waits is alive, and asks for tasks."""
         self._database = database
         self._wakeups = wakeups
         self._refresh_seconds = refresh_seconds
@@ -162,7 +166,7 @@ class WaitingRoom:
             if self._waiting and trio.current_time() >= refresh_at:
                 workers = [each.asked.worker_id for each in self._waiting]
                 await sign_of_life(self._database, workers, actor="bloomd")
-                refresh_at = trio.current_time() + self._refresh_seconds()
+                refresh_at = trio.current_time() + min(self._refresh_seconds(), REFRESH_SECONDS)
 
     async def _pass_offers_on(self) -> None:
         while True:
@@ -182,7 +186,7 @@ class WaitingRoom:
         if len(self._waiting) <= FEW:
             return list(self._waiting)
         waiting = [{"id": each.asked.worker_id, "labels": each.asked.labels} for each in self._waiting]
-        could = await self._database.rows(Id, COULD_CLAIM, waiting=Jsonb(waiting), many=MANY)
+        could = await self._database.rows(Id, COULD_CLAIM, waiting=Jsonb(waiting), many=MANY, few=FEW)
         chosen = {worker.id for worker in could}
         return [each for each in self._waiting if each.asked.worker_id in chosen]
 

@@ -574,7 +574,8 @@ class TestClaim:
 
         async def those_called():
             waiting = json.dumps([{"id": name, "labels": None} for name in ("w5", "w4", "w3", "w2", "w1")])
-            return {each.id for each in await db.rows(tasks.Id, waiting_room.COULD_CLAIM, waiting=waiting, many=64)}
+            asked = {"waiting": waiting, "many": 64, "few": 4}
+            return {each.id for each in await db.rows(tasks.Id, waiting_room.COULD_CLAIM, **asked)}
 
         assert await those_called() == set()
         await new_task(**task)
@@ -589,7 +590,7 @@ class TestClaim:
         sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
         await new_task(context_id="c")
         waiting = json.dumps([{"id": "w2", "labels": None}])
-        assert await db.rows(tasks.Id, waiting_room.COULD_CLAIM, waiting=waiting, many=64) == []
+        assert await db.rows(tasks.Id, waiting_room.COULD_CLAIM, waiting=waiting, many=64, few=4) == []
 
     async def test_what_it_leaves_is_offered_to_the_others(self, db, new_task, new_worker):
         await new_worker(max_concurrency=2, labels=["gpu"])

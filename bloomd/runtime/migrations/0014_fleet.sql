@@ -1,7 +1,9 @@
 -- The fleet: workers with tokens of their own, agents that tasks are pushed to, and who holds which conversation.
 
--- `unreached`: pushes in a row that could not even be begun.
-ALTER TABLE workers ADD COLUMN unreached integer NOT NULL DEFAULT 0;
+-- `unreached`: pushes in a row that could not even be begun. `asked_at`: when it last asked for a task, or waited for one.
+ALTER TABLE workers
+    ADD COLUMN unreached integer NOT NULL DEFAULT 0,
+    ADD COLUMN asked_at  bigint;
 
 -- A worker's own token. It may be made before the worker has registered, and outlives its removal.
 CREATE TABLE worker_tokens (
@@ -30,7 +32,8 @@ CREATE TABLE conversations (
     at        bigint  NOT NULL
 );
 
--- The worker that has the conversation of a task's context and will take the task: now, or as soon as it has room.
+-- The worker that has the conversation of a task's context and will take the task: now, or as soon as it has room. One
+-- that has room and does not ask for tasks, for example because it has paused itself, will not.
 CREATE FUNCTION bloom_holder(context_id varchar, pinned_worker_id varchar, labels jsonb) RETURNS varchar
 LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 BEGIN
@@ -41,6 +44,7 @@ BEGIN
          WHERE bloom_holder.context_id <> ''
            AND conversations.context = md5(bloom_holder.context_id)
            AND holder.capabilities -> 'sessions' = 'true'::jsonb
+           AND (holder.active_leases >= holder.capacity OR holder.asked_at > bloom_now_ms() - 60000)
            AND coalesce(bloom_misfit(holder.id, holder.status, holder.capabilities, holder.active_leases,
                                      holder.capacity, holder.cordoned, holder.draining,
                                      bloom_holder.pinned_worker_id, bloom_holder.labels), 'full') = 'full');
