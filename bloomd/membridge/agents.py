@@ -19,7 +19,7 @@ LABEL_LIMIT = 64
 TEXT_LIMIT = 256
 URL_LIMIT = 2048
 LIST_LIMIT = 64
-# Capabilities that bloomd does not read are kept for others, within reason.
+# Capabilities that bloomd does not read are kept for others, within reason: all of one agent, as JSON.
 EXTRA_LIMIT = 16 * 1024
 EXTRA_DEPTH = 16
 CONCURRENCY_LIMIT = 32
@@ -121,14 +121,21 @@ def texts(value: Any, limit: int) -> list[str] | None:
 
 
 def capabilities(value: Any) -> dict[str, Any] | None:
-    """What a worker says that it can do: the three that bloomd reads, made sound, and all others as they are."""
+    """What a worker says that it can do: the three that bloomd reads, made sound, and others as they are, while there
+    is room for them."""
     if not isinstance(value, dict):
         return None
     kept: dict[str, Any] = {}
+    room = EXTRA_LIMIT
     for key, content in cast("dict[str, Any]", value).items():
-        sound = _KNOWN_CAPABILITIES.get(key, _extra)(content)
-        if sound is not None and text(key, TEXT_LIMIT) is not None:
-            kept[key] = sound
+        if text(key, TEXT_LIMIT) is None:
+            continue
+        if known := _KNOWN_CAPABILITIES.get(key):
+            if (sound := known(content)) is not None:
+                kept[key] = sound
+        elif content is not None and _storable(content) and (size := len(json.dumps({key: content}))) <= room:
+            kept[key] = content
+            room -= size
     return kept
 
 
@@ -143,10 +150,6 @@ def _max_concurrency(value: Any) -> int | None:
 
 def _labels(value: Any) -> list[str] | None:
     return texts(value, LABEL_LIMIT)
-
-
-def _extra(value: Any) -> Any:
-    return value if _storable(value) and len(json.dumps(value)) <= EXTRA_LIMIT else None
 
 
 _KNOWN_CAPABILITIES: dict[str, Callable[[Any], Any]] = {

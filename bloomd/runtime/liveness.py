@@ -20,6 +20,10 @@ from bloomd.runtime.database import Database
 # The connections of pushes in a row that a worker does not take, with which it goes offline.
 TOO_OFTEN_UNREACHED = 3
 
+# What a worker can do is merged from all that was ever said of it: as JSON that is so much, and what would make it more
+# is not taken over.
+CAPABILITIES_LIMIT = 64 * 1024
+
 # One round of mirroring: every agent in one statement, and only rows that differ are written.
 MIRROR = """
 WITH agent AS (
@@ -42,8 +46,9 @@ WITH agent AS (
                 WHEN agent.status = 'online' THEN 'online'
                 WHEN known.alive_at > now_ms - %(offline_after_ms)s THEN known.status
                 ELSE agent.status END AS status,
-           coalesce(known.capabilities, '{"claude_cli": true, "max_concurrency": 1, "labels": []}')
-               || coalesce(agent.capabilities, '{}') AS capabilities,
+           CASE WHEN octet_length(merged::text) > greatest(%(capabilities_limit)s,
+                                                           octet_length(known.capabilities::text))
+                THEN known.capabilities ELSE merged END AS capabilities,
            greatest(agent.last_seen_ms, known.last_heartbeat) AS last_heartbeat,
            CASE WHEN agent.status = 'online' THEN now_ms ELSE known.membridge_online_at END AS membridge_online_at,
            coalesce(agent.ip_addrs, known.ip_addrs, '[]') AS ip_addrs,
@@ -53,6 +58,9 @@ WITH agent AS (
       FROM agent
       LEFT JOIN known ON known.id = agent.id
      CROSS JOIN bloom_now_ms() AS now_ms
+     CROSS JOIN LATERAL (SELECT coalesce(known.capabilities,
+                                         '{"claude_cli": true, "max_concurrency": 1, "labels": []}')
+                                    || coalesce(agent.capabilities, '{}') AS merged) AS both_say
 ), added AS (
     INSERT INTO workers (id, node_id, url, status, capabilities, last_heartbeat, membridge_online_at, ip_addrs,
                          obs_count, db_sha, registered_at, source)
@@ -66,7 +74,8 @@ WITH agent AS (
     UPDATE workers
        SET node_id = next.node_id, url = next.url, status = next.status, capabilities = next.capabilities,
            ip_addrs = next.ip_addrs, obs_count = next.obs_count, db_sha = next.db_sha,
-           last_heartbeat = next.last_heartbeat, membridge_online_at = next.membridge_online_at
+           last_heartbeat = next.last_heartbeat, membridge_online_at = next.membridge_online_at,
+           unreached = CASE WHEN workers.url = next.url THEN workers.unreached ELSE 0 END
       FROM next
      WHERE workers.id = next.id AND NOT next.new
        AND (workers.node_id, workers.url, workers.status, workers.capabilities, workers.ip_addrs, workers.obs_count,
@@ -128,7 +137,8 @@ WITH poll AS (
                id varchar, ok boolean, version varchar, os_info varchar, capabilities jsonb, ip_addrs jsonb)
      WHERE ok AND (%(epoch)s::bigint IS NULL OR bloom_leads(%(epoch)s))
 ), known AS MATERIALIZED (
-    SELECT workers.id, workers.status
+    SELECT workers.id, workers.status, workers.capabilities,
+           workers.capabilities || coalesce(poll.capabilities, '{}') AS merged
       FROM workers
       JOIN poll ON poll.id = workers.id
      ORDER BY workers.id
@@ -140,7 +150,9 @@ WITH poll AS (
            last_heartbeat = bloom_now_ms(),
            agent_version  = coalesce(poll.version, workers.agent_version),
            os_info        = coalesce(poll.os_info, workers.os_info),
-           capabilities   = workers.capabilities || coalesce(poll.capabilities, '{}'),
+           capabilities   = CASE WHEN octet_length(merged::text) > greatest(%(capabilities_limit)s,
+                                                                            octet_length(known.capabilities::text))
+                                 THEN known.capabilities ELSE merged END,
            ip_addrs       = coalesce(poll.ip_addrs, workers.ip_addrs),
            unreached      = 0
       FROM poll
@@ -214,6 +226,7 @@ async def mirror(database: Database, agents: Sequence[msgspec.Struct], epoch: in
         agents=Jsonb(listed),
         offline_after_ms=milliseconds,
         too_often=TOO_OFTEN_UNREACHED,
+        capabilities_limit=CAPABILITIES_LIMIT,
         epoch=epoch,
     )
     if not done.led:
@@ -273,7 +286,9 @@ async def record_no_answer(database: Database, id: str, error: str, *, actor: st
 
 async def _record(database: Database, polls: Sequence[msgspec.Struct], epoch: int | None, actor: str) -> None:
     listed = Jsonb(msgspec.to_builtins(polls))
-    alive = await database.rows(_Polled, POLLED, polls=listed, epoch=epoch, actor=actor)
+    alive = await database.rows(
+        _Polled, POLLED, polls=listed, epoch=epoch, capabilities_limit=CAPABILITIES_LIMIT, actor=actor
+    )
     if any(worker.before != "online" for worker in alive):
         database.on_change()
         database.on_offer()

@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from bloomd.runtime import expiry
 from bloomd.runtime.database import Database, rows
+from bloomd.runtime.liveness import CAPABILITIES_LIMIT
 from bloomd.runtime.model import Lease, NewWorker, Retry, Worker
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound
@@ -20,7 +21,8 @@ FORCE_TRIES = 5
 FORCE_PAUSE = 0.05
 
 # Registering is a sign of life: without a status of its own, a worker that had fallen silent is online again.
-# `xmax = 0` tells an inserted row from an updated one.
+# `xmax = 0` tells an inserted row from an updated one. A known worker of which too much would be known then stays as it
+# is, and there is no row. Where its agent listens now is tried anew.
 REGISTER = """
 WITH worker AS (
     INSERT INTO workers (id, node_id, url, status, capabilities, last_heartbeat, alive_at, ip_addrs, registered_at,
@@ -35,6 +37,7 @@ WITH worker AS (
            status         = coalesce(%(status)s, CASE WHEN workers.status IN ('offline', 'unknown') THEN 'online'
                                                       ELSE workers.status END),
            capabilities   = workers.capabilities || coalesce(%(capabilities)s::jsonb, '{}'),
+           unreached      = CASE WHEN coalesce(%(url)s, workers.url) = workers.url THEN workers.unreached ELSE 0 END,
            last_heartbeat = excluded.last_heartbeat,
            alive_at       = CASE WHEN coalesce(%(status)s, 'online') = 'online' THEN excluded.last_heartbeat
                                  ELSE workers.alive_at END,
@@ -43,6 +46,8 @@ WITH worker AS (
            os_info        = coalesce(%(os_info)s, workers.os_info),
            install_method = coalesce(%(install_method)s, workers.install_method),
            source         = 'direct'
+     WHERE octet_length((workers.capabilities || coalesce(%(capabilities)s::jsonb, '{}'))::text)
+               <= greatest(%(capabilities_limit)s, octet_length(workers.capabilities::text))
     RETURNING *, xmax = 0 AS new
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
@@ -132,23 +137,32 @@ async def register(
     """Make a worker known, or bring what is known of it up to date; what is not said stays as it is.
 
     `capabilities` are all that were sent, keys that bloomd does not read included.
+
+    Raises:
+        Conflict: with what is known already, these would be too many.
     """
-    [registered] = await database.change(
+    registered = await database.change(
         Registered,
         REGISTER,
         id=worker.name,
         url=worker.url,
         status=worker.status,
         capabilities=_jsonb(capabilities),
+        capabilities_limit=CAPABILITIES_LIMIT,
         ip_addrs=_jsonb(worker.ip_addrs),
         agent_version=worker.agent_version,
         os_info=worker.os_info,
         install_method=worker.install_method,
         actor=actor,
     )
-    if registered.worker.status == "online":
+    if not registered:
+        raise Conflict(
+            f"With what worker {worker.name} has said before, its capabilities would be over"
+            f" {CAPABILITIES_LIMIT // 1024} KiB: say null for those that it has no more, or remove it first"
+        )
+    if registered[0].worker.status == "online":
         database.on_offer()
-    return registered
+    return registered[0]
 
 
 async def one(database: Database, id: str) -> Worker:

@@ -68,6 +68,30 @@ def test_bad_registrations(api, body, field):
     assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
+def test_capabilities_that_bloomd_does_not_read_are_few(api, register):
+    """Each registration adds to what is known, so there is a limit of one, and one of all."""
+    register("w1")
+    one = {"note": "é" * 7_000}
+    assert api.post("/api/runtime/workers", json={"name": "w1", "capabilities": one}).status_code == 200
+    refused = api.post("/api/runtime/workers", json={"name": "w1", "capabilities": {**one, "more": "x" * 3_000}})
+    assert refused.status_code == 400
+    [error] = refused.json()["errors"]
+    assert error["field"] == "capabilities"
+    assert "16 KiB" in error["message"]
+    api.post("/api/runtime/workers", json={"name": "w1", "capabilities": {"note": None}})
+    answers = [
+        api.post("/api/runtime/workers", json={"name": "w1", "capabilities": {f"note{n}": "x" * 16_000}})
+        for n in range(6)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 409, 409]
+    assert "64 KiB" in answers[-1].json()["error"]
+    kept = api.get("/api/runtime/workers/w1").json()["capabilities"]
+    assert {"note3", "max_concurrency"} < set(kept)
+    assert "note4" not in kept
+    smaller = api.post("/api/runtime/workers", json={"name": "w1", "capabilities": {"note3": None, "labels": ["gpu"]}})
+    assert (smaller.status_code, smaller.json()["capabilities"]["labels"]) == (200, ["gpu"])
+
+
 def test_registering_again_brings_a_silent_worker_back(api, register):
     register("w1", status="offline")
     assert register("w1")["status"] == "online"

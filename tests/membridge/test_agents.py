@@ -118,6 +118,15 @@ def test_capabilities(sent: Any, kept: Any) -> None:
     assert one(capabilities=sent).capabilities == kept
 
 
+def test_what_bloomd_does_not_read_is_kept_within_reason() -> None:
+    sent = {**{f"note{n}": "x" * 1000 for n in range(40)}, "small": 1, "labels": ["gpu"], "max_concurrency": 4}
+    kept = one(capabilities=sent).capabilities
+    assert kept is not None
+    assert (kept["labels"], kept["max_concurrency"], kept["small"], kept["note14"]) == (["gpu"], 4, 1, "x" * 1000)
+    assert "note39" not in kept
+    assert len(json.dumps(kept)) <= 17 * 1024
+
+
 def test_a_deep_capability_is_left_out() -> None:
     deep: Any = 1
     for _ in range(100):

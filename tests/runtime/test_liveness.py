@@ -142,3 +142,33 @@ async def test_a_poll_that_failed_changes_nothing(db, new_worker, epoch):
     )
     assert await fleet(db) == before
     assert [(target.id, target.url) for target in await liveness.with_url(db)] == [("w1", "http://10.0.0.1:8001")]
+
+
+async def test_what_is_said_of_a_worker_does_not_grow_without_end(db, new_worker, mirror, epoch):
+    await new_worker("w1")
+    for n in range(8):
+        extra = {f"poll{n}": "x" * 9000}
+        await liveness.record_polls(db, [PollResult(id="w1", ok=True, version=f"{n}", capabilities=extra)], epoch)
+        await mirror(Agent(id="w1", obs_count=n, capabilities={f"agent{n}": "x" * 5000}))
+    worker = (await fleet(db))["w1"]
+    assert len(str(worker.capabilities)) <= 64 * 1024
+    assert {"poll3", "agent3", "labels"} < set(worker.capabilities)
+    assert (worker.agent_version, worker.obs_count) == ("7", 7)
+    await mirror(Agent(id="w1", capabilities={"poll3": None, "labels": ["gpu"]}))
+    assert (await fleet(db))["w1"].capabilities["labels"] == ["gpu"]
+
+
+async def test_a_new_url_has_a_clean_account(db, new_worker, mirror, sql):
+    """Until it is found to be wrong as well."""
+    await new_worker("w1", url="http://10.0.0.1:8001")
+    await new_worker("w2", url="http://10.0.0.2:8001")
+    sql("UPDATE workers SET unreached = 3")
+    await new_worker("w1", url="http://10.0.0.1:8001")
+    await mirror(Agent(id="w2", url="http://10.0.0.2:8001", obs_count=1))
+    assert sql("SELECT unreached FROM workers") == [(3,), (3,)]
+    await new_worker("w1")
+    await mirror(Agent(id="w2", obs_count=2))
+    assert sql("SELECT unreached FROM workers") == [(3,), (3,)]
+    await new_worker("w1", url="http://10.0.0.3:8001")
+    await mirror(Agent(id="w2", url="http://10.0.0.4:8001"))
+    assert sql("SELECT unreached FROM workers") == [(0,), (0,)]

@@ -9,8 +9,9 @@ from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, invalid, read, read_json
 from bloomd.http.problems import FieldError
 from bloomd.http.requests import Cursor, Limit, Req, actor, caller, chosen, node_of, page_of, worker_of
+from bloomd.membridge.agents import EXTRA_LIMIT
 from bloomd.runtime import workers
-from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
+from bloomd.runtime.model import Capabilities, Lease, NewWorker, Worker, WorkerStatus
 from bloomd.runtime.pages import Page
 
 
@@ -42,7 +43,7 @@ async def one(request: Req, worker_id: str) -> WorkerWithLeases:
     return WorkerWithLeases(**msgspec.structs.asdict(worker), leases=held)
 
 
-@post("/api/runtime/workers", summary="Register a worker", opt={"body": NewWorker, "also": (200,)})
+@post("/api/runtime/workers", summary="Register a worker", opt={"body": NewWorker, "also": (200,), "refuses": (409,)})
 async def register(request: Req) -> Response[Worker]:
     """201 for a new worker, 200 for a known one. What is not sent keeps what is known. With a token, only itself."""
     body = await read_json(request)
@@ -52,8 +53,18 @@ async def register(request: Req) -> Response[Worker]:
         message = "a worker may not say where it is called: the agent key would be sent there; an administrator may"
         raise invalid([FieldError("url", message)])
     sent = cast("dict[str, Any]", body).get("capabilities")
+    _check_size(sent)
     registered = await workers.register(node_of(request).database, new, capabilities=sent, actor=actor(request))
     return Json(registered.worker, status_code=201 if registered.new else 200)
+
+
+def _check_size(capabilities: dict[str, Any] | None) -> None:
+    read_here = Capabilities.__struct_fields__
+    extra = {key: value for key, value in (capabilities or {}).items() if key not in read_here}
+    if (size := len(msgspec.json.encode(extra))) > EXTRA_LIMIT:
+        kib = EXTRA_LIMIT // 1024
+        message = f"beside {', '.join(read_here)} there may be {kib} KiB as JSON, not {size:,} bytes"
+        raise invalid([FieldError("capabilities", message)])
 
 
 @delete("/api/runtime/workers/{worker_id:str}", summary="Forget a worker", status_code=200, opt={"refuses": (409,)})
