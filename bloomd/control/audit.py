@@ -40,7 +40,12 @@ class ControlAudit:
         self._send, self._receive = trio.open_memory_channel[_Entry](BACKLOG)
 
     def called(self, call: Call, method: Method[Any], params: Mapping[str, Any], outcome: str) -> None:
-        """Note a call that changes something, or tried to; unless the change itself has left its entry."""
+        """Note a call that changes something, or tried to; unless the change itself has left its entry.
+
+        What leaves an entry of its own may hold prompts and results: of that it is enough to say what it was about.
+        """
+        if method.leaves_trace:
+            params = {"name": params["name"]} if "name" in params else {}
         told = msgspec.json.encode(params).decode() if params else ""
         log.info("control", method=method.name, user=call.user, outcome=outcome, params=told[:DETAIL_LIMIT])
         if method.leaves_trace and outcome == SUCCESS:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from bloomd_process import BIN, KEY, Bloomd
-from servers import PostgresServer
+from servers import PostgresServer, eventually
 
 from bloomd.control.client import Client, Failed
 from bloomd.control.codes import INVALID_PARAMS
@@ -78,6 +78,26 @@ def test_a_task_is_queued_with_all_that_was_said(daemon, ctl, tmp_path):
     file.write_text("Ї from a file\n")
     assert task(daemon, ctl("task", "add", "-f", str(file)))["prompt"] == "Ї from a file\n"
     assert task(daemon, ctl("task", "add", "-", input="from a pipe"))["prompt"] == "from a pipe"
+
+
+def test_what_is_asked_and_answered_is_in_neither_log(daemon, ctl):
+    id = ctl("task", "add", "a prompt of nobody else's", "--pin", "nobody")
+    with Client(str(daemon.socket), 10) as client:
+        for completion in ({"status": "success", "output": "an answer of nobody else's"}, {"status": "success"}):
+            with pytest.raises(Failed):
+                client.call("task.complete", name=id, completion=completion | {"lease_id": "none"})
+        with pytest.raises(Failed):
+            client.call("task.add", tasks=[{"prompt": "a prompt of nobody else's", "priority": 10}])
+    log = daemon.log.read_text()
+    assert "task.add" in log
+    assert id in log
+
+    def failed(action):
+        return daemon.http.get("/api/runtime/audit", params={"action": f"control.{action}"}).json()
+
+    eventually(lambda: len(failed("task.complete")) == 2 and failed("task.add"))
+    assert {entry["entity_id"] for entry in failed("task.complete")} == {id}
+    assert "nobody else" not in log + str(failed("task.complete") + failed("task.add"))
 
 
 @pytest.mark.parametrize(
