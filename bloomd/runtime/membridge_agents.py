@@ -14,6 +14,7 @@ import msgspec
 from psycopg.types.json import Jsonb
 
 from bloomd.runtime.database import Database
+from bloomd.runtime.liveness import CAPABILITIES_LIMIT
 from bloomd.runtime.refusals import NotFound
 
 COUNTS = """
@@ -42,7 +43,8 @@ SELECT name AS id,
  ORDER BY membridge_agents.registered_at, name
 """
 
-# `said` is null when no status came along: somebody else names the agent. `xmax = 0` tells an inserted row.
+# `said` is null when no status came along: somebody else names the agent. `xmax = 0` tells an inserted row. What it can
+# do does not grow without end, as that of a worker does not.
 REGISTER = """
 WITH agent AS (
     INSERT INTO membridge_agents (name, url, said, registered_at, last_seen, capabilities, ip_addrs, obs_count, db_sha)
@@ -54,8 +56,13 @@ WITH agent AS (
        SET url          = coalesce(%(url)s, membridge_agents.url),
            said         = coalesce(%(said)s, membridge_agents.said),
            last_seen    = coalesce(excluded.last_seen, membridge_agents.last_seen),
-           capabilities = coalesce(membridge_agents.capabilities || excluded.capabilities,
-                                   excluded.capabilities, membridge_agents.capabilities),
+           capabilities = (SELECT CASE WHEN octet_length(merged::text)
+                                                > greatest(%(capabilities_limit)s,
+                                                           octet_length(membridge_agents.capabilities::text))
+                                       THEN membridge_agents.capabilities ELSE merged END
+                             FROM (SELECT coalesce(membridge_agents.capabilities || excluded.capabilities,
+                                                   excluded.capabilities, membridge_agents.capabilities))
+                                      AS both_say (merged)),
            ip_addrs     = coalesce(excluded.ip_addrs, membridge_agents.ip_addrs),
            obs_count    = coalesce(excluded.obs_count, membridge_agents.obs_count),
            db_sha       = coalesce(excluded.db_sha, membridge_agents.db_sha)
@@ -159,6 +166,7 @@ async def register(
         url=url,
         said=said,
         capabilities=_jsonb(capabilities),
+        capabilities_limit=CAPABILITIES_LIMIT,
         ip_addrs=_jsonb(ip_addrs),
         obs_count=obs_count,
         db_sha=db_sha,

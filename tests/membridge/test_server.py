@@ -139,6 +139,11 @@ def test_what_is_not_said_overwrites_nothing(plane: httpx.Client) -> None:
     assert after | {"last_seen": 0} == before | {"last_seen": 0}
     merged = plane.post("/agents", json={"name": "w1", "capabilities": {"labels": ["arm64"], "extra": [1]}}).json()
     assert merged["capabilities"] == {**NEW["capabilities"], "labels": ["arm64"], "extra": [1]}
+    for n in range(6):
+        sent = {"name": "w1", "capabilities": {f"note{n}": "x" * 16_000}}
+        merged = plane.post("/agents", json=sent).json()
+    assert "note3" in merged["capabilities"]
+    assert "note4" not in merged["capabilities"]
 
 
 def test_an_agent_goes_with_what_it_is_of_projects(plane: httpx.Client) -> None:
