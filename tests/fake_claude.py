@@ -19,6 +19,7 @@ Told by lines in the prompt, in their order:
     fake:flood MIB       write so much to stdout
     fake:fork            leave a child behind, whose pid is in `child`; `fake:fork-stubborn`: one that ignores TERM
     fake:error TEXT      an answer that is an error
+    fake:full            the conversation is too long to go on; `fake:tired`: no conversation that goes on succeeds
     fake:limit TEXT      refuse, as at a usage limit; without a text it resets in a second
     fake:retry-limit     refuse as long as there is no file `worked-before`, which it makes
 
@@ -111,6 +112,10 @@ def obey(word: str, text: str, answer: dict) -> None:
             fork(stubborn=word == "fork-stubborn")
         case "error":
             answer |= {"is_error": True, "result": text}
+        case "full" | "tired" if "--resume" in sys.argv:
+            refuse(answer, "Prompt is too long" if word == "full" else "no more")
+        case "full" | "tired":
+            pass
         case "limit":
             refuse(answer, text or f"Claude AI usage limit reached|{int(time.time()) + 2}")
         case "retry-limit":

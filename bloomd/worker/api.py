@@ -83,6 +83,8 @@ class Work(msgspec.Struct, frozen=True):
 
     lease: Lease
     task: Task
+    holds_conversation: bool = True
+    """Whether the conversation of the task's context is still this worker's. It is when the server does not say."""
 
 
 class _Claimed(msgspec.Struct, frozen=True):

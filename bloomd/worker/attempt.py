@@ -6,6 +6,7 @@ stopped, and nothing is sent.
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -52,6 +53,10 @@ NOT_ALLOWED = (401, 403)
 
 TRUNCATED, OVER_BUDGET = "truncated", "over-budget"
 
+# So often a task is given back because this machine cannot work and does not know until when. Then that costs an
+# attempt: it may be the task that makes it say so, and that would keep the machine from its work for ever.
+PATIENCE = 2
+
 _SHORTENED = "\n\n[bloomd: the server takes no more than this]"
 
 
@@ -67,6 +72,8 @@ class Workplace(msgspec.Struct, frozen=True):
     """Told when this machine cannot work at present."""
     on_success: Callable[[], None]
     """Told when it has."""
+    vain: Counter[str] = msgspec.field(default_factory=Counter[str])
+    """How often each task, by its id, was given back because of a limit without a time."""
 
 
 class _CannotWork(Exception):
@@ -116,12 +123,9 @@ class Attempt:
             self._log.warning("lease lost, result discarded", reason=one_line(lost))
             settled = True
         except _CannotWork as cannot:
-            self._place.on_limit(cannot.limit)
-            settled = await self._give_back(f"this worker cannot work now: {cannot.limit.why}")
+            settled = await self._do_without(cannot.limit)
         except OSError as error:
-            limit = Limit(f"the worker's directory cannot be used: {error.strerror or error}")
-            self._place.on_limit(limit)
-            settled = await self._give_back(limit.why)
+            settled = await self._do_without(Limit(f"the worker's directory cannot be used: {error.strerror or error}"))
         except Exception as error:  # a bug, which must not end the work on other tasks, nor come again for ever
             self._log.exception("the worker has a bug")
             settled = await self._fail(f"the worker has a bug: {type(_innermost(error)).__name__}")
@@ -146,6 +150,7 @@ class Attempt:
             raise self._lost or LeaseLost("no reason given")
         if isinstance(verdict, Limit):
             raise _CannotWork(verdict)
+        self._place.vain.pop(self._work.task.id, None)
         said = self._completion(verdict, artifact)
         status = await self._deliver(said)
         self._log.info("task ended", task_status=status, tags=said["artifact_tags"], **said["metrics"])
@@ -155,19 +160,32 @@ class Attempt:
                 await context.remember(verdict.session)
 
     async def _verdict(self, context: Context) -> Answered | Failed | Limit:
-        """Run the program; once more when the conversation that it should continue is gone."""
+        """Run the program; once more when the conversation that it should continue cannot be."""
         task = self._work.task
+        session = await self._session(context)
         found = await trio.to_thread.run_sync(
             hints.read_all, self._place.contexts.root, task.context_hints, abandon_on_cancel=True
         )
         text = prompt.build(task.prompt, found, task.desired_format).encode()
         until = trio.current_time() + task.policy.timeout_sec
-        verdict = await self._run(context, text, context.session, until)
-        if isinstance(verdict, SessionGone) and context.session:
-            self._log.warning("conversation gone, a new one begins")
+        verdict = await self._run(context, text, session, until)
+        if isinstance(verdict, SessionGone):
+            self._log.warning("conversation gone or full, a new one begins")
             await context.remember(None)
             verdict = await self._run(context, text, None, until)
-        return Failed("the program misses a conversation") if isinstance(verdict, SessionGone) else verdict
+        assert not isinstance(verdict, SessionGone)
+        return verdict
+
+    async def _session(self, context: Context) -> str | None:
+        """The conversation to continue.
+
+        None is it that went on at another worker, or was lost there; and an attempt after one that failed does not
+        rely on it, which may be what it failed for.
+        """
+        if not self._work.holds_conversation:
+            await context.remember(None)
+            return None
+        return context.session if (self._work.lease.attempt or 1) == 1 else None
 
     async def _run(self, context: Context, text: bytes, session: str | None, until: float) -> claude.Verdict:
         self._said = process.Said()
@@ -186,7 +204,8 @@ class Attempt:
             return Limit(one_line(error))
         finally:
             self._ran_seconds += trio.current_time() - began
-        verdict = claude.verdict(ended, seconds=self._work.task.policy.timeout_sec, now=time.time())
+        seconds = self._work.task.policy.timeout_sec
+        verdict = claude.verdict(ended, session=session, seconds=seconds, now=time.time())
         return claude.without(verdict, claude.secrets(self._place.environ))
 
     async def _beat(self, scope: trio.CancelScope) -> None:
@@ -234,7 +253,7 @@ class Attempt:
     def _completion(self, verdict: Answered | Failed, artifact: str | None) -> dict[str, Any]:
         said: dict[str, Any] = {"artifact_type": RESULT_TYPE, "artifact_tags": self._tags(verdict)}
         if isinstance(verdict, Failed):
-            said |= {"status": "error", "error_message": verdict.message}
+            said |= {"status": "error", "error_message": verdict.message + self._overrun(verdict)}
         elif artifact:
             said |= {"status": "success", "artifact_id": artifact}
         else:
@@ -247,10 +266,16 @@ class Attempt:
         tags: list[str] = []
         if isinstance(verdict, Answered) and verdict.cut:
             tags.append(TRUNCATED)
-        budget = self._work.task.policy.budget
-        if budget and verdict.tokens is not None and verdict.tokens > budget:
+        if self._overrun(verdict):
             tags.append(OVER_BUDGET)
         return tags
+
+    def _overrun(self, verdict: Answered | Failed) -> str:
+        """What is said of an attempt that took more than the budget: a failed one has no artifact for a tag."""
+        budget = self._work.task.policy.budget
+        if not budget or verdict.tokens is None or verdict.tokens <= budget:
+            return ""
+        return f" [bloomd: it used {verdict.tokens} tokens, its budget was {budget:.15g} (policy.budget)]"
 
     async def _deliver(self, said: dict[str, Any]) -> str:
         """Complete; the status of the task. Where the result is refused as such, the task learns why."""
@@ -288,22 +313,34 @@ class Attempt:
                     raise LeaseLost("the server is away, and the deadline has passed") from error
             await trio.sleep(delay)
 
+    async def _do_without(self, limit: Limit) -> bool:
+        """This machine cannot work: the task goes to others, if need be at the cost of an attempt."""
+        self._place.on_limit(limit)
+        reason = f"this worker cannot work now: {limit.why}"
+        if limit.until is None:
+            self._place.vain[self._work.task.id] += 1
+            if self._place.vain[self._work.task.id] > PATIENCE:
+                return await self._fail(f"{reason} (said {self._place.vain[self._work.task.id]} times of this task)")
+        return await self._give_back(reason)
+
     async def _give_back(self, reason: str) -> bool:
         """Whether it is known to be in other hands now; if not, the next worker gives it back, or the lease expires."""
-        self._log.info("task given back", reason=reason)
-        return await self._settle(partial(self._release, reason))
+        return await self._settle(partial(self._release, reason), "task given back", reason)
 
     async def _fail(self, message: str) -> bool:
         said = {"status": "error", "error_message": message}
-        return await self._settle(partial(self._place.server.complete, self._work.lease.id, said))
+        complete = partial(self._place.server.complete, self._work.lease.id, said)
+        return await self._settle(complete, "attempt failed", message)
 
-    async def _settle(self, call: Callable[[], Awaitable[str]]) -> bool:
+    async def _settle(self, call: Callable[[], Awaitable[str]], done: str, reason: str) -> bool:
         with trio.move_on_after(RELEASE_SECONDS):
             try:
                 await self._retry(call)
+                self._log.info(done, reason=reason)
             except (LeaseLost, Refused) as error:
                 self._log.info("it was not ours any more", reason=one_line(error))
             return True
+        self._log.warning("the server is away; the lease expires there", reason=reason)
         return False
 
     async def _release(self, reason: str) -> str:

@@ -31,7 +31,13 @@ SECRET_LENGTH = 16
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD")
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SESSION_GONE = re.compile(r"no conversation found|requires a valid session id", re.IGNORECASE)
+_SESSION_GONE = re.compile(
+    r"no conversation found|requires a valid session id|prompt is too long|context (window |length )?(limit|exceeded)"
+    r"|conversation (is )?too long|exceeds? (the )?context",
+    re.IGNORECASE,
+)
+
+_TOKENS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 
 # What a program gets of our environment: enough to be itself, and nothing that is ours.
 _KEPT = {
@@ -47,7 +53,7 @@ class Answered(msgspec.Struct, frozen=True):
 
     output: str
     tokens: int | None = None
-    """Of input and output; None when it did not say."""
+    """See `tokens_in`; None when it did not say."""
     cost_usd: float | None = None
     session: str | None = None
     """Of the conversation that this was a part of."""
@@ -63,7 +69,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class SessionGone(msgspec.Struct, frozen=True):
-    """The conversation that was to be continued is not there any more."""
+    """The conversation that was to be continued is not there any more, or is too long for another word."""
 
 
 Verdict = Answered | Failed | SessionGone | Limit
@@ -110,16 +116,17 @@ def without(verdict: "Verdict", secrets: Sequence[str]) -> "Verdict":
             return verdict
 
 
-def verdict(ended: Ended, *, seconds: float, now: float) -> Verdict:
+def verdict(ended: Ended, *, session: str | None, seconds: float, now: float) -> Verdict:
     """What the end of a run means.
 
     Args:
+        session: the conversation that it was to continue.
         seconds: what it was allowed to take.
         now: epoch seconds, for a limit that names a time of day.
     """
     said = _answer_in(ended.stdout)
     text = clean(_text_of(said) if said is not None else ended.stdout.decode(errors="replace"))
-    tokens, cost = _tokens(said), _cost(said)
+    tokens, cost = tokens_in(said), _cost(said)
     if ended.timed_out:
         return Failed(f"it did not finish within {seconds:g} s (policy.timeout_sec)", tokens, cost)
     failed = ended.exit_code != 0 or (said is not None and said.get("is_error") is True)
@@ -128,9 +135,10 @@ def verdict(ended: Ended, *, seconds: float, now: float) -> Verdict:
             return Failed("it ended without an answer" + _because(ended.stderr), tokens, cost)
         return Answered(text + (CUT_NOTE if ended.cut else ""), tokens, cost, _session(said), ended.cut)
     stderr = clean(ended.stderr.decode(errors="replace")).strip()
-    if _SESSION_GONE.search(text[:ERROR_LENGTH]) or _SESSION_GONE.search(stderr):
+    if session and any(map(_SESSION_GONE.search, (text[:ERROR_LENGTH], stderr))):
         return SessionGone()
-    for words in (text, stderr):
+    # Beside an answer stderr is of the program's tools, too; without one what came before the last line may be.
+    for words in (text,) if said is not None else (text, stderr, stderr.rpartition("\n")[2]):
         if limit := limit_in(words, now):
             return limit
     if said is not None and said.get("api_error_status") == 429:
@@ -175,11 +183,16 @@ def _text_of(said: dict[str, Any]) -> str:
     return str(said.get("subtype", "")) if said.get("is_error") is True else ""
 
 
-def _tokens(said: dict[str, Any] | None) -> int | None:
+def tokens_in(said: Mapping[str, Any] | None) -> int | None:
+    """All tokens that the model has read or written, those from and for its cache included; None when it did not say.
+
+    This is what a budget in tokens is about: the size of the work. It is the same whether a cache was warm, and nearly
+    all that a conversation reads comes from there: without it a budget would bound next to nothing.
+    """
     usage = (said or {}).get("usage")
     if not isinstance(usage, dict):
         return None
-    counts = [cast("dict[str, Any]", usage).get(name) for name in ("input_tokens", "output_tokens")]
+    counts = [cast("dict[str, Any]", usage).get(name) for name in _TOKENS]
     known = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count >= 0]
     return min(sum(known), 1 << 53) if known else None
 

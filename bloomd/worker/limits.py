@@ -24,19 +24,26 @@ LONGEST = 2000
 # A limit that resets later than this was misread.
 FARTHEST = timedelta(days=8)
 
-# Not any limit: that of a context or of recursion is the task's own.
+# Claude's own sentences, from their first word on. What a tool says of a limit or of a sign-in of its own, and what
+# Claude says of the limit of a context, is about the task.
+_PLAN = (
+    r"(?:(?:org(?:anization)?|team|plan|account|session|usage|message|weekly|monthly|daily|\d-hour|opus|sonnet|haiku"
+    r"|claude|ai|spend|spending|extra)(?:['’]s)?\s+)"
+)
 _LIMIT = re.compile(
-    r"\b(usage|session|weekly|monthly|daily|hour|rate|spend|spending)[ -](limit|cap) (has been )?(reached|exceeded)\b"
-    r"|\b(limit|cap) reached\W+resets\b"
-    r"|\bhit your [\w'’ -]{0,40}limit\b"
-    r"|\brate_limit_error\b"
-    r"|\bout of (\w+ )?(usage|credits)\b",
-    re.IGNORECASE,
+    rf"{_PLAN}*(?:usage|session|weekly|monthly|daily|\d-hour|opus|sonnet|haiku|spend|spending)\s+(?:limit|cap)\s+"
+    r"(?:has been |was )?(?:reached|exceeded)\b"
+    rf"|you(?:['’]ve| have) (?:hit|reached) your {_PLAN}*(?:limit|cap)\b"
+    rf"|you(?:['’]re| are) out of {_PLAN}*(?:usage|credits)\b"
+    r"|(?:api error:? *)?\(?429\b.{0,80}\brate_limit_error\b"
+    r"|api error: (?:rate limit reached|request rejected \(429\))",
+    re.IGNORECASE | re.DOTALL,
 )
 _SIGNED_OUT = re.compile(
-    r"invalid api key|please run /login|not logged in|oauth token (has expired|is invalid|revoked)"
-    r"|authentication_error|credit balance is too low",
-    re.IGNORECASE,
+    r"invalid api key *·|not logged in *·|oauth token (?:has expired|is invalid|revoked)\b|credit balance is too low"
+    r"|please run /login\b|failed to authenticate\. api error: 401\b"
+    r"|(?:api error:? *)?\(?401\b.{0,80}\bauthentication_error\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _EPOCH = re.compile(r"\|\s*(\d{10})(\d{3})?\b")
 _RESET = re.compile(
@@ -59,9 +66,9 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 def limit_in(text: str, now: float) -> Limit | None:
-    """The limit that this answer speaks of, or None."""
+    """The limit that this answer is about, or None."""
     text = text.strip()
-    if len(text) > LONGEST or not (_LIMIT.search(text) or _SIGNED_OUT.search(text)):
+    if len(text) > LONGEST or not (_LIMIT.match(text) or _SIGNED_OUT.match(text)):
         return None
     first = text.splitlines()[0].partition("|")[0].strip()
     return Limit(first[:200], reset_in(text, now))

@@ -135,3 +135,11 @@ async def test_without_a_token_none_is_sent():
     async with serving(Peer(lambda request: reply({}))) as peer:
         await Server(peer.url, "w1", None).register()
     assert "x-runtime-api-key" not in peer.requests[0].headers
+
+
+@pytest.mark.parametrize(("said", "holds"), [({}, True), ({"holds_conversation": False}, False)])
+async def test_who_is_not_told_of_a_conversation_keeps_it(said, holds):
+    peer = Peer(lambda request: reply({"leases": [{"lease": LEASE, "task": TASK, **said}]}))
+    async with serving(peer):
+        [work] = await Server(peer.url, "w1", "token").claim(1, wait_seconds=0, ttl_seconds=60)
+    assert work.holds_conversation is holds

@@ -95,6 +95,13 @@ async def test_an_overrun_of_the_budget_is_recorded(start, queue):
     assert queue.result(over)["metrics"]["tokens_used"] == 101
 
 
+async def test_an_overrun_of_a_failed_attempt_is_recorded_in_its_error(start, queue):
+    await start()
+    id = queue.add("fake:tokens 1200000 1\nfake:error no", policy={"budget": 1_000_000})
+    task = await queue.becomes(id, "dead")
+    assert task["error_message"] == "no [bloomd: it used 1200001 tokens, its budget was 1000000 (policy.budget)]"
+
+
 async def test_a_long_output_is_uploaded(start, queue):
     await start()
     id = queue.add("fake:long 2000\nfake:tokens 1 1", policy={"budget": 1})
@@ -170,6 +177,38 @@ async def test_a_failed_task_leaves_the_conversation_as_it_was(start, queue, sta
     await queue.becomes(queue.add("two", context_id="c"), "completed")
     first, _, third = starts()
     assert third["argv"][-2:] == ["--resume", first["session"]]
+
+
+async def test_a_conversation_that_is_full_begins_anew_in_the_same_attempt(start, queue, starts):
+    await start()
+    await queue.becomes(queue.add("one", context_id="c"), "completed")
+    id = queue.add("fake:full\nfake:say two", context_id="c")
+    assert (await queue.becomes(id, "completed"))["attempts"] == 1
+    await queue.becomes(queue.add("three", context_id="c"), "completed")
+    first, full, second, third = starts()
+    assert full["argv"][-2:] == ["--resume", first["session"]]
+    assert "--resume" not in second["argv"]
+    assert third["argv"][-2:] == ["--resume", second["session"]]
+
+
+async def test_an_attempt_after_a_failed_one_begins_a_conversation(start, queue, starts):
+    await start()
+    await queue.becomes(queue.add("one", context_id="c"), "completed")
+    id = queue.add("fake:tired\nfake:say two", context_id="c", max_attempts=2)
+    assert (await queue.becomes(id, "completed"))["attempts"] == 2
+    first, failed, second = starts()
+    assert failed["argv"][-2:] == ["--resume", first["session"]]
+    assert "--resume" not in second["argv"]
+
+
+async def test_a_conversation_that_is_another_workers_now_is_forgotten(start, queue, starts):
+    await start()
+    await queue.becomes(queue.add("one", context_id="c"), "completed")
+    queue.sql("DELETE FROM conversations")
+    await queue.becomes(queue.add("fake:error no", context_id="c"), "dead")
+    await queue.becomes(queue.add("two", context_id="c"), "completed")
+    for started in starts():
+        assert "--resume" not in started["argv"]
 
 
 async def test_a_cancelled_task_is_stopped_and_its_result_discarded(start, queue, tmp_path):

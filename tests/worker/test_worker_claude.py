@@ -25,13 +25,15 @@ from bloomd.worker.process import Ended
 
 ANSWER = {
     "type": "result", "subtype": "success", "is_error": False, "result": "4", "session_id": "0d5c-41",
-    "total_cost_usd": 0.25, "usage": {"input_tokens": 7, "output_tokens": 5, "cache_read_input_tokens": 900},
+    "total_cost_usd": 0.25, "usage": {"input_tokens": 7, "output_tokens": 5, "cache_read_input_tokens": 900,
+              "cache_creation_input_tokens": 100, "service_tier": "standard"},
 }  # fmt: skip
 
 
-def judge(stdout: object = "", stderr: str = "", exit_code: int = 0, *, timed_out: bool = False, cut: bool = False):
+def judge(stdout: object = "", stderr: str = "", exit_code: int = 0, *, session: str | None = None, **more: bool):
     text = stdout if isinstance(stdout, str) else json.dumps(stdout)
-    return verdict(Ended(exit_code, timed_out, text.encode(), stderr.encode(), cut), seconds=9, now=1759300000.0)
+    ended = Ended(exit_code, **{"timed_out": False, **more}, stdout=text.encode(), stderr=stderr.encode())
+    return verdict(ended, session=session, seconds=9, now=1759300000.0)
 
 
 def test_the_command_has_no_word_of_the_prompt():
@@ -65,7 +67,7 @@ def test_a_secret_of_the_environment_is_in_nothing_that_is_stored():
 
 
 def test_an_answer():
-    assert judge(ANSWER) == Answered("4", tokens=12, cost_usd=0.25, session="0d5c-41")
+    assert judge(ANSWER) == Answered("4", tokens=1012, cost_usd=0.25, session="0d5c-41")
 
 
 def test_an_answer_after_other_lines_or_at_the_end_of_a_list():
@@ -85,6 +87,7 @@ def test_what_is_not_of_the_protocol_is_an_answer_in_plain_text(text):
         ({"usage": {"input_tokens": True, "output_tokens": 5}, "total_cost_usd": True}, 5, None),
         ({"usage": {"input_tokens": -4, "output_tokens": "9"}, "total_cost_usd": -1}, None, None),
         ({"usage": [1], "total_cost_usd": 10**400}, None, None),
+        ({"usage": {"cache_read_input_tokens": 4, "cache_creation_input_tokens": 3}, "total_cost_usd": None}, 7, None),
         ({"usage": {"input_tokens": 10**300}, "total_cost_usd": 0}, 1 << 53, 0.0),
     ],
 )
@@ -98,7 +101,7 @@ def test_a_result_that_is_no_text_is_its_json():
 
 def test_an_error_is_said_in_the_words_of_the_result():
     failed = judge(ANSWER | {"is_error": True, "result": "no such tool"})
-    assert failed == Failed("no such tool", tokens=12, cost_usd=0.25)
+    assert failed == Failed("no such tool", tokens=1012, cost_usd=0.25)
     assert judge({"is_error": True, "subtype": "error_max_turns"}).message == "error_max_turns"
     assert judge({"is_error": True, "errors": ["one", "two"]}, exit_code=1).message == "exit code 1; one; two"
 
@@ -131,6 +134,8 @@ def test_what_was_cut_says_so():
         {"stdout": {"is_error": True, "result": "Claude AI usage limit reached|1759330800"}},
         {"stdout": "Claude AI usage limit reached|1759330800", "exit_code": 1},
         {"stderr": "Claude AI usage limit reached|1759330800", "exit_code": 1},
+        {"stderr": "(node:7) a warning\nClaude AI usage limit reached|1759330800\n", "exit_code": 1},
+        {"stderr": "x" * 9000 + "\nClaude AI usage limit reached|1759330800\n", "exit_code": 1},
     ],
 )
 def test_a_limit_wherever_it_is_said(ended):
@@ -148,13 +153,32 @@ def test_an_answer_about_limits_is_an_answer():
 @pytest.mark.parametrize(
     "ended",
     [
+        {"stdout": {"is_error": True, "result": "no"}, "stderr": "Claude AI usage limit reached|1759330800"},
+        {"stdout": {"is_error": True, "result": "Context limit reached · /compact or /clear to continue"}},
+        {"stdout": {"is_error": True, "result": "max tokens limit reached"}},
+        {"stdout": {"is_error": True, "result": "the log says: Claude AI usage limit reached|1759330800"}},
+        {"stderr": "gh: API rate limit exceeded for user ID 1\nnpm ERR!\n"},
+        {"stderr": "gh: not logged in"},
+    ],
+)
+def test_what_a_tool_says_of_limits_is_the_tasks_own(ended):
+    assert isinstance(judge(**ended, exit_code=1), Failed)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
         {"stderr": "No conversation found with session ID: 0d5c"},
         {"stdout": {"is_error": True, "errors": ["No conversation found with session ID: 0d5c"]}},
         {"stderr": "Error: --resume requires a valid session ID when used with --print"},
+        {"stdout": {"is_error": True, "result": "Prompt is too long"}},
+        {"stdout": {"is_error": True, "result": "Context limit reached · /compact or /clear to continue"}},
+        {"stdout": {"is_error": True, "result": "API Error: 400 input length and max_tokens exceed context limit: 1"}},
     ],
 )
-def test_a_conversation_that_is_gone(ended):
-    assert judge(**ended, exit_code=1) == SessionGone()
+def test_a_conversation_that_is_gone_or_full(ended):
+    assert judge(**ended, exit_code=1, session="s-1") == SessionGone()
+    assert isinstance(judge(**ended, exit_code=1), Failed)
 
 
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs", "Cc"])))
@@ -165,7 +189,7 @@ def test_a_clean_text_can_be_stored(text):
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.integers(-64, 255), st.booleans())
 def test_whatever_a_program_does_it_means_something(stdout, stderr, exit_code, timed_out):
-    said = verdict(Ended(exit_code, timed_out, stdout, stderr), seconds=9, now=1759300000.0)
+    said = verdict(Ended(exit_code, timed_out, stdout, stderr), session=None, seconds=9, now=1759300000.0)
     assert isinstance(said, Answered | Failed | SessionGone | Limit)
 
 

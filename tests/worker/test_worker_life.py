@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from fake import ends, is_running, the_pid
+from structlog.testing import capture_logs
 
 from bloomd.errors import Misconfigured
 from bloomd.settings.model import Worker as Settings
@@ -72,11 +73,30 @@ async def test_without_a_time_the_pauses_grow(start, queue, fake_directory, monk
 
     monkeypatch.setattr(worker, "PAUSE", Pause())
     await start(max_concurrency=4)
+    monkeypatch.setattr(attempt, "PATIENCE", 9)
     tasks = [queue.add(f"task {number}") for number in range(4)]
     await until(lambda: delays[-1:] == [3])
     (fake_directory / "limit").unlink()
     for id in tasks:
         assert (await queue.becomes(id, "completed"))["attempts"] == 1
+
+
+async def test_a_task_that_always_meets_a_limit_does_not_keep_the_worker_from_others(start, queue, starts, monkeypatch):
+    class Pause:
+        def delay(self, failures: int) -> float:
+            return 0.05
+
+    monkeypatch.setattr(worker, "PAUSE", Pause())
+    await start()
+    poison = queue.add("fake:limit Invalid API key · Please run /login", priority=9)
+    other = queue.add("x")
+    task = await queue.becomes(poison, "dead")
+    assert task["attempts"] == 1
+    assert task["error_message"] == (
+        "this worker cannot work now: Invalid API key · Please run /login (said 3 times of this task)"
+    )
+    await queue.becomes(other, "completed")
+    assert [started["prompt"][:5] for started in starts()] == ["fake:", "fake:", "fake:", "x"]
 
 
 async def test_a_program_that_is_gone_costs_no_attempt(start, queue, tmp_path):
@@ -211,9 +231,13 @@ async def test_what_cannot_be_given_back_is_noted_for_the_next(start, queue, net
     pid = await the_pid(tmp_path / "w1" / "contexts" / name_of("c") / "hanging")
     await queue.becomes(id, "running")
     network.become("closed")
-    running.hurry()
-    await ends(pid)
-    await until(lambda: repr(running) == "<Worker draining, 0 of 1 at work>")
+    with capture_logs() as logged:
+        running.hurry()
+        await ends(pid)
+        await until(lambda: repr(running) == "<Worker draining, 0 of 1 at work>")
+    said = [entry["event"] for entry in logged]
+    assert "task given back" not in said
+    assert "the server is away; the lease expires there" in said
     [note] = (tmp_path / "w1" / "leases").iterdir()
     assert json.loads(note.read_text())["lease_id"] == queue.task(id)["lease_id"]
 
