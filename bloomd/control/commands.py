@@ -22,6 +22,7 @@ PUSH_SECONDS = 3700.0
 AGENT_SECONDS = 330.0
 
 STATUSES = ("queued", "leased", "running", "completed", "failed", "dead", "cancelled")
+WORKER_STATUSES = ("online", "offline", "syncing", "error", "unknown")
 
 
 def number(least: int, most: int) -> Callable[[str], int]:
@@ -111,7 +112,7 @@ def workers(command: Command, commands: Any, within: Any, *, tasking: Callable[[
         "workers", "show the workers", example="bloomd-ctl workers", within=commands,
         method="worker.list", show=render_work.workers,
     )  # fmt: skip
-    listing.add_argument("--status", choices=("online", "offline", "unknown"), help="only workers in this state")
+    listing.add_argument("--status", choices=WORKER_STATUSES, help="only workers in this state")
     _page(listing)
     show = command(
         "show", "show a worker and what it holds", example="bloomd-ctl worker show gpu-1", within=within,

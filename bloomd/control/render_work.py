@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from bloomd.control.answers import (
         Attempt,
+        FullWorker,
         Json,
         Matched,
         Registered,
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 # Of a prompt, also where there is no room for it.
 _SOME = 12
+
+# Of why a worker has paused, which is a sentence; and no pause ends after the year 9999.
+_EXCERPT = 300
+_FAR = 253_402_300_799
 
 
 def task(answer: Task, look: Look) -> Iterator[str]:
@@ -109,17 +114,28 @@ def workers(answer: WorkerList, look: Look) -> Iterator[str]:
         capabilities = each["capabilities"]
         held_back = "draining" if each["draining"] else "cordoned" if each["cordoned"] else ""
         seen = each["last_heartbeat"]
+        pause = _pause(each, look)
         rows.append([
             each["id"],
-            held_back if held_back and each["status"] == "online" else each["status"],
+            "paused" if pause else held_back if held_back and each["status"] == "online" else each["status"],
             f"{each['active_leases']}/{capabilities.get('max_concurrency', 1)}",
             "never" if seen is None else look.ago(seen / 1000),
             ", ".join(map(str, capabilities.get("labels") or [])) or "-",
-            each["url"] or "asks for work itself",
+            pause or each["url"] or "asks for work itself",
         ])  # fmt: skip
     yield from table(rows, look, indent="")
     if answer["cursor"]:
         yield f"there are more: --cursor {answer['cursor']}"
+
+
+def _pause(worker: FullWorker, look: Look) -> str:
+    """Why it has paused and until when; nothing when it has not. It is the worker that says so."""
+    because: object = worker["capabilities"].get("paused_because")
+    until: object = worker["capabilities"].get("paused_until")
+    if worker["status"] != "error" or not isinstance(because, str):
+        return ""
+    known = isinstance(until, int | float) and look.now < until / 1000 < _FAR
+    return f"paused{f' until {clock(until / 1000, look.now)}' if known else ''}: {because[:_EXCERPT]}"
 
 
 def worker_shown(answer: WorkerShown, look: Look) -> Iterator[str]:

@@ -13,7 +13,12 @@ from bloomd.runtime.database import Database
 from bloomd.runtime.model import Task
 from bloomd.runtime.refusals import NotFound
 
+# Of the workers that have paused the first few say why: most have the same reason.
+PAUSES = 3
+PAUSE_EXCERPT = 300
+
 # The workers are counted by what keeps them from this task, not counting its pin; `pin` is the one it is pinned to.
+# A worker that has paused says so in its capabilities, in which it may say anything.
 FACTS = """
 SELECT to_jsonb(task)                              AS task,
        bloom_now_ms()                              AS now_ms,
@@ -46,7 +51,21 @@ SELECT to_jsonb(task)                              AS task,
                             task.pinned_worker_id, task.labels) IS NULL)  AS only_serial_workers,
        (SELECT jsonb_build_object('id', id, 'full', active_leases >= capacity)
           FROM workers
-         WHERE id = bloom_holder(task.context_id, task.pinned_worker_id, task.labels))  AS holder
+         WHERE id = bloom_holder(task.context_id, task.pinned_worker_id, task.labels))  AS holder,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('id', id, 'because', because, 'until', until)), '[]')
+          FROM (SELECT id, left(capabilities ->> 'paused_because', %(excerpt)s) AS because, until
+                  FROM workers,
+                       LATERAL (SELECT CASE WHEN jsonb_typeof(capabilities -> 'paused_until') = 'number'
+                                            THEN (capabilities -> 'paused_until')::numeric END) AS said (at),
+                       LATERAL (SELECT CASE WHEN at BETWEEN 0 AND 253402300799000 THEN trunc(at)::bigint END)
+                                   AS pause (until)
+                 WHERE status = 'error'
+                   AND jsonb_typeof(capabilities -> 'paused_because') = 'string'
+                   AND coalesce(until > bloom_now_ms(), true)
+                   AND coalesce(bloom_misfit(id, 'online', capabilities, active_leases, capacity, cordoned, draining,
+                                             task.pinned_worker_id, task.labels), 'full') = 'full'
+                 ORDER BY until, id
+                 LIMIT %(pauses)s) AS each)        AS pauses
   FROM llm_tasks AS task
  WHERE id = %(id)s
 """
@@ -81,6 +100,18 @@ class Holder(msgspec.Struct, frozen=True):
     full: bool
 
 
+class Pausing(msgspec.Struct, frozen=True):
+    """A worker that could take the task, if it had not paused."""
+
+    id: str
+    because: str
+    until: int | None
+
+    def __str__(self) -> str:
+        until = f" until {_time(self.until)}" if self.until else ""
+        return f"paused{until}: {' '.join(self.because.split()).rstrip('.')}."
+
+
 class Facts(msgspec.Struct, frozen=True):
     """What there is to know about a task and those who could take it."""
 
@@ -95,6 +126,7 @@ class Facts(msgspec.Struct, frozen=True):
     same_context: SameContext | None
     only_serial_workers: bool | None
     holder: Holder | None
+    pauses: list[Pausing]
 
 
 async def explain(database: Database, task_id: str) -> Explanation:
@@ -103,7 +135,7 @@ async def explain(database: Database, task_id: str) -> Explanation:
     Raises:
         NotFound: there is none with this id.
     """
-    if facts := await database.row(Facts, FACTS, id=task_id):
+    if facts := await database.row(Facts, FACTS, id=task_id, pauses=PAUSES, excerpt=PAUSE_EXCERPT):
         return Explanation(
             facts.task.status, list(_queued(facts) if facts.task.status == "queued" else _other(facts.task))
         )
@@ -168,6 +200,8 @@ def _of_workers(facts: Facts) -> Iterator[Reason]:
         yield Reason("no-worker", "No worker is known; register one.")
     elif not online:
         yield Reason("no-worker-online", f"No worker is online ({_count(known, 'worker')} known).")
+    for pausing in facts.pauses:
+        yield Reason("workers-paused", f"Worker {pausing.id} is {pausing}")
     able = online - number("no-claude", 0) - number("no-label", 0)
     if online and not able:
         if number("no-label"):
@@ -196,6 +230,8 @@ def _of_pin(facts: Facts, name: str) -> Iterator[Reason]:
     match pin.misfit:
         case None:
             return
+        case "offline" if facts.pauses:
+            yield Reason("workers-paused", f"It is pinned to worker {name}, which is {facts.pauses[0]}")
         case "offline":
             yield Reason("pinned-worker-away", f"It is pinned to worker {name}, which is {pin.status}, not online.")
         case "no-claude":

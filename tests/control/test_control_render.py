@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import pytest
 from control_answers import BAD, GOOD, NOW, probe, service
 
-from bloomd.control import render
-from bloomd.control.layout import Look, cropped, duration, printable
+from bloomd.control import render, render_work
+from bloomd.control.layout import Look, clock, cropped, duration, printable
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +192,32 @@ def test_the_queue(state: dict, text: str) -> None:
 def test_a_worker_that_is_held_back(worker: dict, text: str) -> None:
     usual = {"id": "gpu-1", "status": "online", "cordoned": False, "draining": False, "active_leases": 0}
     assert lines(render.worker, usual | worker) == [text]
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "why"),
+    [
+        ({"paused_because": "usage limit\nreached", "paused_until": (NOW + 60) * 1000}, "paused",
+         "paused until {until}: usage limit reached"),
+        ({"paused_because": "not logged in", "paused_until": None}, "paused", "paused: not logged in"),
+        ({"paused_because": "x" * 600, "paused_until": 1e300}, "paused", "paused: xxx"),
+        ({"paused_because": None, "paused_until": None}, "error", "asks for work itself"),
+        ({"paused_because": ["x"], "paused_until": "soon"}, "error", "asks for work itself"),
+    ],
+)  # fmt: skip
+def test_a_worker_that_has_paused_says_why(said: dict, status: str, why: str) -> None:
+    worker = {
+        "id": "w1", "status": "error", "cordoned": False, "draining": False, "active_leases": 0, "url": "",
+        "capabilities": {"labels": [], "max_concurrency": 1, **said}, "last_heartbeat": None, "agent_version": None,
+        "os_info": None, "install_method": None, "ip_addrs": [], "source": "direct",
+    }  # fmt: skip
+    listed = lines(render_work.workers, {"workers": [worker], "cursor": None}, width=200)
+    assert listed[1].split()[:2] == ["w1", status]
+    assert why.format(until=clock(NOW + 60, NOW)) in listed[1]
+    assert len(" ".join(listed)) < 600
+    assert lines(render_work.worker_shown, {"worker": worker, "leases": []}, width=200)[: len(listed)] == listed
+    online = worker | {"status": "online"}
+    assert "paused" not in str(lines(render_work.workers, {"workers": [online], "cursor": None}))
 
 
 def test_why_gives_each_reason_with_its_code() -> None:

@@ -8,7 +8,7 @@ import sys
 import termios
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -16,10 +16,12 @@ import trio
 from control_answers import BAD, GOOD, service
 
 from bloomd import __version__
+from bloomd.control import commands
 from bloomd.control.codes import NOT_PERMITTED, UNAVAILABLE
 from bloomd.control.listener import bind, unbind
 from bloomd.control.server import Call, ControlError, ControlServer, Method
 from bloomd.ctl import DEFAULT_SOCKET, _parser
+from bloomd.runtime.model import TaskStatus, WorkerStatus
 
 CTL = [sys.executable, "-m", "bloomd.ctl"]
 OURS = ("NO_COLOR", "BLOOMD_SOCKET", "COLUMNS", "LINES")
@@ -330,6 +332,11 @@ def test_the_services_of_the_examples_exist() -> None:
     assert {command for command, _ in examples} == {"restart", "start", "stop", "probe"}
     for command, name in examples:
         assert name in (probes if command == "probe" else services | {f"probes/{probe}" for probe in probes}), command
+
+
+def test_the_statuses_are_those_of_the_rules() -> None:
+    assert get_args(TaskStatus) == commands.STATUSES
+    assert get_args(WorkerStatus) == commands.WORKER_STATUSES
 
 
 async def test_its_own_version() -> None:

@@ -158,6 +158,7 @@ def test_ctrl_c_ends_only_the_waiting(daemon, ctl):
     ) as process:
         assert process.stderr
         assert process.stderr.readline() == "bloomd-ctl: queued\n"
+        assert "nobody has it" in process.stderr.readline()  # the label, as `why` tells it
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert f"the task goes on: bloomd-ctl task show {id}" in process.stderr.read()
@@ -210,6 +211,8 @@ def test_workers_come_and_go(daemon, ctl):
     assert worker["capabilities"] == {"claude_cli": True, "max_concurrency": 4, "labels": ["gpu"]}
     [line] = [line for line in ctl("workers").splitlines() if line.startswith("gpu-1")]
     assert line.split()[1:3] == ["online", "0/4"]
+    daemon.http.post("/api/runtime/workers", json={"name": "gpu-4", "status": "error"}).raise_for_status()
+    assert [line.split()[0] for line in ctl("workers", "--status", "error").splitlines()[1:]] == ["gpu-4"]
     id = ctl("task", "add", "--pin", "gpu-1", "x")
     daemon.http.post(f"/api/runtime/llm-tasks/{id}/lease", json={}).raise_for_status()
     assert f"task {id} since" in ctl("worker", "show", "gpu-1")

@@ -147,6 +147,27 @@ async def test_the_only_one_is_held_back(db, new_task, new_worker, why, hold_bac
     assert await why(await new_task()) == [(f"workers-{state}", f"The only suitable worker is {state}.")]
 
 
+async def test_those_that_could_have_paused(new_task, new_worker, has, why):
+    """It is the worker that says so, so it may say anything."""
+    paused = """status = 'error', capabilities = capabilities || jsonb_build_object('paused_because', """
+    for number in range(1, 5):
+        await new_worker(f"w{number}", labels=["eu"])
+    has("w1", paused + """repeat('a limit ', 100), 'paused_until', 4102444800000)""")
+    has("w2", paused + """'not logged in', 'paused_until', '1e300'::jsonb)""")
+    has("w3", paused + """'it was', 'paused_until', 7)""")
+    has("w4", paused + """7, 'paused_until', 'x')""")
+    online, first, second = await why(await new_task(labels=["eu"]))
+    assert online == ("no-worker-online", "No worker is online (4 workers known).")
+    assert (first[0], len(first[1]) < 400) == ("workers-paused", True)
+    assert first[1].startswith("Worker w1 is paused until 2100-01-01 00:00:00 UTC: a limit a limit")
+    assert second == ("workers-paused", "Worker w2 is paused: not logged in.")
+    assert [code for code, _ in await why(await new_task(labels=["gpu"]))] == ["no-worker-online"]
+    pinned = await why(await new_task(pinned_worker_id="w2"))
+    assert pinned == [("workers-paused", "It is pinned to worker w2, which is paused: not logged in.")]
+    await new_worker("w5")
+    assert "no-label" in [code for code, _ in await why(await new_task(labels=["eu"]))]
+
+
 class TestPinned:
     async def test_to_nobody(self, new_task, new_worker, why):
         await new_worker()
