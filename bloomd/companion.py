@@ -24,6 +24,9 @@ NAME = "local"
 # What it runs when the daemon stops is ended and given back; the next start gives back what this was too short for.
 STOP_SECONDS = 5.0
 
+# A key of the settings is noticed this late, one with a name at once.
+LOOK_SECONDS = 2.0
+
 # Of sysexits.h: it cannot work with its settings, and has said why.
 BAD_CONFIGURATION = 78
 
@@ -65,14 +68,33 @@ class Companion:
         process = _start(file)
         try:
             task_status.started()
-            code = await _exit_code(process)
+            code = await self._exit_code_while_it_is_let_in(process)
         finally:
             with trio.CancelScope(shield=True):
                 await _end(process)
+        if code is None:
+            raise Unavailable("keys are asked for from now on: the worker begins anew, with a token")
         if code == BAD_CONFIGURATION:
             (self._directory / "token").unlink(missing_ok=True)  # in case it was revoked: the next start gets another
             raise Misconfigured("the worker cannot work here, and has said why on standard error")
         raise Unavailable(f"the worker has ended with exit code {code}")
+
+    async def _exit_code_while_it_is_let_in(self, process: "subprocess.Popen[bytes]") -> int | None:
+        """What it has ended with; None when it runs without a token and has to have one now."""
+        code: int | None = None
+
+        async def watch() -> None:
+            while is_off(self._node.settings.http, self._node.keys):
+                with trio.move_on_after(LOOK_SECONDS):
+                    await self._node.keys.changed.wait()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            if is_off(self._node.settings.http, self._node.keys):
+                nursery.start_soon(watch)
+            code = await _exit_code(process)
+            nursery.cancel_scope.cancel()
+        return code
 
     async def _configure(self) -> Path:
         """Write the worker's own configuration, a token included when one is needed; its path."""

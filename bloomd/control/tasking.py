@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from bloomd.control.answers import ContentPiece, Enrolment, MadeToken, Task, TaskShown
+    from bloomd.control.answers import ContentPiece, Enrolment, MadeToken, Reason, Task, TaskShown
     from bloomd.control.layout import Look
 
     Call = Callable[..., Any]
     """Calls a method with parameters by name."""
 
 ENDED = ("completed", "failed", "dead", "cancelled")
+
+# Whoever waits for longer than this while the task is queued is told why it is.
+PATIENCE_SECONDS = 2.0
 
 # Between two looks at a task that is waited for: short at first, for the quick ones.
 LOOKS_SECONDS = (0.1, 0.1, 0.2, 0.2, 0.5, 0.5, 1.0)
@@ -87,6 +90,8 @@ def wait(options: Namespace, call: Call, id: str) -> int:
     """
     shown: TaskShown | None = None
     told = looks = 0
+    why = ""
+    queued_since = time.monotonic()
     away = False
     try:
         while shown is None or shown["task"]["status"] not in ENDED:
@@ -105,6 +110,10 @@ def wait(options: Namespace, call: Call, id: str) -> int:
             away = False
             assert shown is not None
             told = _tell(shown["task"], told)
+            if shown["task"]["status"] != "queued":
+                queued_since = time.monotonic()
+            elif time.monotonic() - queued_since > PATIENCE_SECONDS:
+                why = _tell_why(call("why", name=id)["reasons"], why)
     except KeyboardInterrupt:
         print(f"\nthe task goes on: bloomd-ctl task show {id}", end="", file=sys.stderr)
         raise
@@ -123,6 +132,14 @@ def _tell(task: Task, told: int) -> int:
     if hash(line) != told:
         terminal.tell(line)
     return hash(line)
+
+
+def _tell_why(reasons: list[Reason], told: str) -> str:
+    """Say on standard error why it waits, unless that was said last; what was said."""
+    why = layout.printable(" ".join(reason["sentence"] for reason in reasons))
+    if why != told:
+        terminal.tell(why)
+    return why
 
 
 def result(options: Namespace, call: Call) -> int:

@@ -184,6 +184,13 @@ def test_with_a_worker_it_is_a_complete_system(dev, path, key):
     assert workers_of(running) == []
 
 
+def test_the_worker_gets_a_token_when_there_is_a_first_key(dev, path):
+    running = dev("--worker", PATH=path)
+    assert ctl(running, "key", "add", "mine").returncode == 0
+    assert ctl(running, "task", "add", "--wait", "Say hello").stdout == "Say hello"
+    assert (running.directory / "worker" / "token").exists()
+
+
 def test_the_worker_goes_with_a_daemon_that_is_killed(dev, path):
     first = dev("--worker", PATH=path)
     eventually(lambda: "local" in ctl(first, "workers").stdout)
