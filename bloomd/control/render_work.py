@@ -131,11 +131,13 @@ def workers(answer: WorkerList, look: Look) -> Iterator[str]:
 def _pause(worker: FullWorker, look: Look) -> str:
     """Why it has paused and until when; nothing when it has not. It is the worker that says so."""
     because: object = worker["capabilities"].get("paused_because")
-    until: object = worker["capabilities"].get("paused_until")
+    at: object = worker["capabilities"].get("paused_until")
     if worker["status"] != "error" or not isinstance(because, str):
         return ""
-    known = isinstance(until, int | float) and look.now < until / 1000 < _FAR
-    return f"paused{f' until {clock(until / 1000, look.now)}' if known else ''}: {because[:_EXCERPT]}"
+    until = ""
+    if isinstance(at, int | float) and look.now < at / 1000 < _FAR:
+        until = f" until {clock(at / 1000, look.now)}"
+    return f"paused{until}: {because[:_EXCERPT]}"
 
 
 def worker_shown(answer: WorkerShown, look: Look) -> Iterator[str]:
