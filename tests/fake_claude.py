@@ -17,7 +17,8 @@ Told by lines in the prompt, in their order:
     fake:crash TEXT      exit code 3, the text on stderr
     fake:killed          end by a signal
     fake:flood MIB       write so much to stdout
-    fake:fork            leave a child behind, whose pid is in `child`; `fake:fork-stubborn`: one that ignores TERM
+    fake:fork            leave a child behind, whose pid is in `child`; `fake:fork-stubborn`: one that ignores TERM;
+                         `fake:fork-away`: one that leaves the process group
     fake:error TEXT      an answer that is an error
     fake:full            the conversation is too long to go on; `fake:tired`: no conversation that goes on succeeds
     fake:limit TEXT      refuse, as at a usage limit; without a text it resets in a second
@@ -108,8 +109,8 @@ def obey(word: str, text: str, answer: dict) -> None:
         case "flood":
             for _ in range(int(text) * 16):
                 sys.stdout.write("flood " * 10922 + "end\n")
-        case "fork" | "fork-stubborn":
-            fork(stubborn=word == "fork-stubborn")
+        case "fork" | "fork-stubborn" | "fork-away":
+            fork(word)
         case "error":
             answer |= {"is_error": True, "result": text}
         case "full" | "tired" if "--resume" in sys.argv:
@@ -144,10 +145,12 @@ def hang(*, stubborn: bool) -> None:
         time.sleep(60)
 
 
-def fork(*, stubborn: bool) -> None:
+def fork(how: str) -> None:
     if os.fork() == 0:
-        if stubborn:
+        if how == "fork-stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if how == "fork-away":
+            os.setsid()
         Path("child.new").write_text(str(os.getpid()))
         os.rename("child.new", "child")
         while True:

@@ -20,11 +20,12 @@ What holds:
 
 - A task that could not be worked on, for a reason that is this machine's (its usage limit, its program, its end), is
   given back, and costs no attempt. What the program says of the task itself ends the attempt.
-- Nothing of a program outlives its attempt: the whole process group is ended, before the server hears of the end.
+- Nothing of a program outlives its attempt: the whole process group is ended, and who has left it, before the server
+  hears of the end. Nor does it outlive the worker, however that ends: a guard sees to it.
 - The program gets an environment without a secret of ours, and its prompt where no other user can read it.
 - Tasks of one context run one at a time, in one directory, and in the conversation that the last of them left there.
-- A worker that was killed leaves notes of what it held; the next one in the same directory ends what still runs, and
-  gives the tasks back.
+- A worker that was killed leaves notes of what it held; the next one in the same directory gives the tasks back, and
+  ends what would still run if the guard was killed, too.
 
 `worker.py` claims and stops, `attempt.py` lives the life of one lease, `api.py` talks to the server. What decides
 without doing is pure: `claude.py` (what the program said), `limits.py` (what it refused), `prompt.py`.

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ from bloomd.errors import Misconfigured
 from bloomd.logs import Logs, is_json
 from bloomd.settings import Loaded, secrets
 from bloomd.settings.model import Worker as Settings
-from bloomd.worker import claude, contexts, machine
+from bloomd.worker import claude, contexts, guard, machine
 from bloomd.worker.api import Server
 from bloomd.worker.contexts import Contexts
 from bloomd.worker.worker import Worker
@@ -40,8 +41,12 @@ def main(loaded: Loaded, environ: Mapping[str, str] = os.environ) -> None:
     worker = msgspec.structs.replace(settings.worker, command=(program, *settings.worker.command[1:]))
     root = Path(worker.root).absolute()
     lock = contexts.take(root)
+    mark = uuid4().hex
+    program_environ = {**claude.environment(environ), guard.WORKER: mark}
     try:
-        trio.run(_serve, Server(url, worker.name or platform.node(), worker.token), root, worker, environ)
+        server = Server(url, worker.name or platform.node(), worker.token)
+        with guard.guarded(f"{guard.WORKER}={mark}"):
+            trio.run(_serve, server, root, worker, program_environ, machine.install_method(environ))
     finally:
         os.close(lock)
 
@@ -58,14 +63,16 @@ def _program(worker: Settings, environ: Mapping[str, str]) -> str:
     return os.path.abspath(found)
 
 
-async def _serve(server: Server, root: Path, settings: Settings, environ: Mapping[str, str]) -> None:
+async def _serve(
+    server: Server, root: Path, settings: Settings, program_environ: Mapping[str, str], install_method: str
+) -> None:
     said = {
         "agent_version": __version__,
         "os_info": machine.os_info(),
-        "install_method": machine.install_method(environ),
+        "install_method": install_method,
         "ip_addrs": await machine.ip_addrs(server.url),
     }
-    worker = Worker(server, Contexts(root), settings, environ=claude.environment(environ), said=said)
+    worker = Worker(server, Contexts(root), settings, environ=program_environ, said=said)
     ends = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
         ends.append(signal.SIGHUP)

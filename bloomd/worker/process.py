@@ -1,8 +1,9 @@
 """One run of a program: its prompt on stdin, what it says within bounds, and nothing left of it afterwards.
 
-The program leads a process group of its own. It is over when the leader is: whoever else is in the group then is asked
-to end (TERM), and made to (KILL) when it has not within `END_SECONDS`; so is everybody when the time is up, and when
-whoever waits here is cancelled. A child that has left the group, and holds the pipes open, is not waited for.
+The program leads a process group of its own, and has a mark of the run in its environment (`guard.py`). It is over
+when the leader is: whoever else is in the group then, or has the mark, is asked to end (TERM), and made to (KILL) when
+it has not within `END_SECONDS`; so is everybody when the time is up, and when whoever waits here is cancelled. A child
+that got rid of both, and holds the pipes open, is not waited for.
 
 Its stdout is kept up to a limit, and read beyond it, so that a program which floods it ends in its own time; of stderr
 the end is kept.
@@ -14,11 +15,13 @@ import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import trio
 
 from bloomd.exchange import KIB, MIB
+from bloomd.worker import guard
 
 STDOUT_LIMIT = 8 * MIB
 STDERR_TAIL = 16 * KIB
@@ -98,6 +101,7 @@ async def run(
     Raises:
         NotStarted: it cannot be run.
     """
+    run = uuid4().hex
     try:
         process = await trio.lowlevel.open_process(
             command,
@@ -105,7 +109,7 @@ async def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=directory,
-            env=environ,
+            env={**environ, guard.RUN: run},
             start_new_session=True,
         )
     except OSError as error:
@@ -118,13 +122,14 @@ async def run(
             nursery.start_soon(_feed, process.stdin, prompt)
             nursery.start_soon(_hear, process.stdout, said.hear_stdout)
             nursery.start_soon(_hear, process.stderr, said.hear_stderr)
-            await started(process.pid)
-            with trio.move_on_after(seconds) as time:
-                await process.wait()
-            await _end_group(process)
+            try:
+                await started(process.pid)
+                with trio.move_on_after(seconds) as time:
+                    await process.wait()
+            finally:
+                await _end(process, f"{guard.RUN}={run}")
             nursery.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
     finally:
-        await _end_group(process)
         for pipe in (process.stdin, process.stdout, process.stderr):
             with trio.CancelScope(shield=True):  # closing a pipe waits for nobody
                 await pipe.aclose()
@@ -143,18 +148,21 @@ async def _hear(pipe: trio.abc.ReceiveStream, hear: Callable[[bytes], None]) -> 
         hear(bytes(chunk))
 
 
-async def _end_group(process: trio.Process) -> None:
-    """Return when nobody of its group runs any more. Takes what it takes, whoever is cancelled: see `END_SECONDS`."""
+async def _end(process: trio.Process, mark: str) -> None:
+    """Return when nobody of its run is there any more. Takes what it takes, whoever is cancelled: see `END_SECONDS`."""
     with trio.CancelScope(shield=True):  # what is left running now nobody would ever end
-        if not _signal(process.pid, signal.SIGTERM):
-            await process.wait()
-            return
+        await _tell(process.pid, mark, signal.SIGTERM)
         with trio.move_on_after(END_SECONDS):
             await process.wait()
-            while _is_there(process.pid):  # noqa: ASYNC110 (nothing tells)
+            while _is_there(process.pid) or await trio.to_thread.run_sync(guard.groups, mark):  # noqa: ASYNC110
                 await trio.sleep(_LOOK_SECONDS)
-        _signal(process.pid, signal.SIGKILL)
+        await _tell(process.pid, mark, signal.SIGKILL)
         await process.wait()
+
+
+async def _tell(group: int, mark: str, number: int) -> None:
+    for each in {group, *await trio.to_thread.run_sync(guard.groups, mark)}:
+        _signal(each, number)
 
 
 def _is_there(group: int) -> bool:

@@ -32,7 +32,7 @@ async def test_the_prompt_is_on_no_command_line_and_no_key_in_the_environment(st
     await queue.becomes(id, "completed")
     told = json.loads(queue.result(id)["output"])
     assert told["argv"][1:] == ["--print", "--output-format", "json"]
-    assert told["environ"].keys() - {"LC_CTYPE"} == {"PATH", "CLAUDE_FAKE_DIR"}
+    assert told["environ"].keys() - {"LC_CTYPE"} == {"PATH", "CLAUDE_FAKE_DIR", "BLOOMD_RUN"}
 
 
 async def test_what_is_asked_for_reaches_the_program(start, queue, starts, tmp_path):

@@ -87,18 +87,17 @@ def test_a_second_signal_gives_back_what_runs(command, queue):
     assert queue.task(id)["attempts"] == 0
 
 
-def test_a_worker_that_was_killed_leaves_nothing_that_the_next_one_does_not_see_to(command, queue):
+def test_a_worker_that_was_killed_leaves_nothing_running_and_its_task_to_the_next_one(command, queue):
     first = command()
-    id = queue.add("fake:hang", context_id="c", max_attempts=2)
-    pid = first.hangs()
-    eventually(lambda: "group" in next((first.root / "leases").iterdir()).read_text())
+    id = queue.add("fake:fork-away\nfake:hang", context_id="c", max_attempts=2)
+    pids = [first.hangs(), int((first.hanging.parent / "child").read_text())]
+    assert all(map(is_running, pids))
     first.process.kill()
     first.process.wait()
-    assert is_running(pid)
+    eventually(lambda: not any(map(is_running, pids)))
     first.hanging.unlink()
     second = command()
-    assert second.hangs() != pid
-    assert not is_running(pid)
+    assert second.hangs() not in pids
     assert queue.task(id)["attempts"] == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import trio
 from fake import FAKE, is_running, the_pid
 
 from bloomd.worker import process
+from bloomd.worker.guard import guarded
 from bloomd.worker.process import STDERR_TAIL, STDOUT_LIMIT, Ended, NotStarted, Said, run
 
 ENVIRON = {"PATH": os.environ["PATH"], "CLAUDE_X": "1"}
@@ -21,7 +23,7 @@ import os, time
 if os.fork() == 0:
     os.setsid()
     open("child", "w").write(str(os.getpid()))
-    time.sleep(60)
+    os.execle("/bin/sleep", "sleep", "60", os.environ)
 while not os.path.exists("child"):
     time.sleep(0.01)
 print("done")
@@ -51,7 +53,7 @@ async def test_the_prompt_comes_on_stdin_and_nothing_of_ours_is_in_the_environme
     ended = await start("fake:env\na secret prompt")
     told = json.loads(json.loads(ended.stdout)["result"])
     assert (ended.exit_code, ended.timed_out, ended.cut) == (0, False, False)
-    assert told["environ"].keys() - {"LC_CTYPE"} == {"PATH", "CLAUDE_X"}  # Python sets the first itself
+    assert told["environ"].keys() - {"LC_CTYPE"} == {"PATH", "CLAUDE_X", "BLOOMD_RUN"}  # Python sets the first itself
     assert "secret" not in str(told["argv"])
     assert told["cwd"] == str(tmp_path)
 
@@ -106,9 +108,15 @@ async def test_a_child_that_outlives_the_leader_is_ended_too(start, tmp_path, mo
     assert trio.current_time() - began < 5
 
 
-async def test_a_child_that_has_left_the_group_is_not_waited_for(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "DRAIN_SECONDS", 0.1)
+async def test_a_child_that_has_left_the_group_is_ended_too(start, tmp_path):
     ended = await start("", sys.executable, "-c", LEAVES_THE_GROUP)
+    assert ended.stdout == b"done\n"
+    assert not is_running(await the_pid(tmp_path / "child"))
+
+
+async def test_a_child_that_nobody_can_find_is_not_waited_for(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "DRAIN_SECONDS", 0.1)
+    ended = await start("", sys.executable, "-c", LEAVES_THE_GROUP.replace("os.environ", "{}"))
     assert ended.stdout == b"done\n"
     os.kill(await the_pid(tmp_path / "child"), signal.SIGKILL)
 
@@ -135,6 +143,18 @@ async def test_who_is_cancelled_before_it_is_noted_leaves_nothing_running(tmp_pa
     assert scope.cancelled_caught
     [group] = groups
     assert not is_running(group)
+
+
+def test_a_guard_ends_who_has_its_mark_and_nobody_else():
+    def sleeper(mark: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["sleep", "60"], env={"BLOOMD_WORKER": mark}, start_new_session=True)
+
+    with sleeper("m-1") as ours, sleeper("m-12") as other:
+        with guarded("BLOOMD_WORKER=m-1"):
+            assert is_running(ours.pid)
+        assert ours.wait(10) == -signal.SIGKILL
+        assert is_running(other.pid)
+        other.kill()
 
 
 @pytest.mark.parametrize(("program", "why"), [("/no/such/program", "No such file"), ("/etc", "Permission denied")])
