@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -18,6 +18,7 @@ from bloomd.http.access import is_off
 from bloomd.node import Node
 from bloomd.postgres.cluster import end_with_parent
 from bloomd.settings import Tcp, parse_bind
+from bloomd.worker.claude import environment
 
 NAME = "local"
 
@@ -127,9 +128,15 @@ def _start(file: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [*_COMMAND, str(file)],
         stdin=subprocess.DEVNULL,
+        env=_environment(os.environ),
         start_new_session=True,  # Ctrl-C is for the daemon, which stops the worker first
         preexec_fn=end_with_parent,
     )
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What its program needs, and how to write its log: the daemon's keys are not for it, nor are its settings."""
+    return environment(ours) | {name: ours[name] for name in ("NODE_ENV",) if name in ours}
 
 
 async def _exit_code(process: "subprocess.Popen[bytes]") -> int:

@@ -173,13 +173,16 @@ def workers_of(running):
 
 @pytest.mark.parametrize("key", [{}, {"RUNTIME_API_KEY": "a-key-that-is-long-enough"}])
 def test_with_a_worker_it_is_a_complete_system(dev, path, key):
-    running = dev("--worker", PATH=path, **key)
+    running = dev("--worker", PATH=path, SECRET="a secret", **key)
     done = ctl(running, "task", "add", "--wait", "Say hello")
     assert (done.returncode, done.stdout) == (0, "Say hello"), done.stderr
     assert [line.split()[:2] for line in ctl(running, "workers").stdout.splitlines()[1:]] == [["local", "online"]]
     token = running.directory / "worker" / "token"
     assert token.exists() == bool(key)
     assert not key or token.stat().st_mode & 0o777 == 0o600
+    [worker] = workers_of(running)
+    environ = Path(f"/proc/{worker}/environ").read_text().split("\0")
+    assert {name for name, _, _ in (each.partition("=") for each in environ)} & {"RUNTIME_API_KEY", "SECRET"} == set()
     assert running.end(signal.SIGINT) == 0
     assert workers_of(running) == []
 
