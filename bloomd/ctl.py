@@ -43,6 +43,7 @@ PARAMS = (
 EXIT_CODES = (
     """\
 exit codes: 0 ok, 1 degraded or the call failed, 2 down, 3 cannot reach the daemon, 4 not permitted, 64 wrong usage
+  of a task that was waited for: 0 completed, 10 failed, 11 dead, 12 cancelled
 the socket: -s, else the environment's BLOOMD_SOCKET, else """
     + DEFAULT_SOCKET
 )

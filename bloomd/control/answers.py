@@ -365,3 +365,5 @@ class Enrolment(TypedDict):
     code: str
     worker: str
     expires_at: int
+    server: str | None
+    """As `http.public_url` has it."""

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 
-from bloomd.control.codes import BUSY, NOT_PERMITTED
+from bloomd.control.codes import BUSY, MAX_LINE, NOT_PERMITTED
 
 TYPE_CHECKING = False  # importing typing would cost as much as the socket module
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class Failed(ControlFailure):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class TooLong(ControlFailure):
+    """The call is longer than the daemon takes, and was not made."""
 
 
 class Client:
@@ -73,6 +77,7 @@ class Client:
         Raises:
             CannotReach: nobody answers, or in no language we know.
             NotPermitted: this user may not call the method.
+            TooLong: what is said has more than `MAX_LINE` bytes.
             Failed: the call was made and failed.
         """
         self._send(method, params)
@@ -93,8 +98,11 @@ class Client:
     def _send(self, method: str, params: dict[str, Any]) -> None:
         self._last_id += 1
         request = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
+        line = json.dumps(request).encode()
+        if len(line) > MAX_LINE:
+            raise TooLong(f"the control socket takes up to {MAX_LINE >> 20} MiB a call, and this is {len(line)} bytes")
         try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            self._socket.sendall(line + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             pass  # a server that turns us away says why before it hangs up: that is still to be read
         except OSError as error:

@@ -1,4 +1,10 @@
-"""The error codes of the control socket, for both sides: in a module of its own, so that a client imports no more."""
+"""What both sides of the control socket know: in a module of its own, so that a client imports no more.
+
+That is the codes of its errors, and how long a line may be.
+"""
+
+# In bytes, without the LF: little enough to hold one for each of 64 clients. Whoever has more to say has the API.
+MAX_LINE = 1 << 20
 
 # JSON-RPC 2.0 names these five.
 PARSE_ERROR = -32700

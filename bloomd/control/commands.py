@@ -56,7 +56,7 @@ def tasks(command: Command, within: Any, *, tasking: Callable[[str], Run]) -> No
     add.add_argument("--format", choices=("text", "json"), help="what the result is to be (text)")
     add.add_argument("--timeout", metavar="SECONDS", type=number(1, 3600), help="how long an attempt may take (120)")
     add.add_argument(
-        "--wait", action="store_true", help="print the result when there is one; exits with 1 when it ends otherwise"
+        "--wait", action="store_true", help="print the result when there is one; the exit code says how it ended"
     )
     listing = command(
         "list", "show tasks, newest first", example="bloomd-ctl task list --status failed", within=within,

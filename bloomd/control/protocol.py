@@ -40,10 +40,7 @@ from typing import Any, Literal, cast
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from bloomd.control.codes import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
-
-# A hundred times the longest request there is, and little enough to hold one for each of 64 clients.
-MAX_LINE = 1 << 20
+from bloomd.control.codes import INVALID_PARAMS, INVALID_REQUEST, MAX_LINE, PARSE_ERROR
 
 Id = str | int | float | None
 

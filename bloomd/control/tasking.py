@@ -8,7 +8,7 @@ import sys
 import time
 
 from bloomd.control import layout, render_work, terminal
-from bloomd.control.client import CannotReach, Failed
+from bloomd.control.client import CannotReach, Failed, TooLong
 from bloomd.control.codes import UNAVAILABLE
 
 TYPE_CHECKING = False  # importing typing would cost as much as a call takes
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Call = Callable[..., Any]
     """Calls a method with parameters by name."""
 
-ENDED = ("completed", "failed", "dead", "cancelled")
+# How a task ends, and with what whoever waited for it exits.
+ENDED = {"completed": 0, "failed": 10, "dead": 11, "cancelled": 12}
 
 # Whoever waits for longer than this while the task is queued is told why it is.
 PATIENCE_SECONDS = 2.0
@@ -74,7 +75,10 @@ def add(options: Namespace, call: Call) -> int:
         "policy": {"timeout_sec": options.timeout} if options.timeout else None,
         "context_hints": options.hint,
     }
-    [task] = call("task.add", tasks=[{name: value for name, value in said.items() if value is not None}])["tasks"]
+    try:
+        [task] = call("task.add", tasks=[{name: value for name, value in said.items() if value is not None}])["tasks"]
+    except TooLong as error:
+        raise TooLong(f"{error}; POST /api/runtime/llm-tasks takes up to http.max_body_bytes") from error
     if options.wait:
         terminal.tell(f"task {task['id']}")
         return wait(options, call, task["id"])
@@ -86,7 +90,7 @@ def wait(options: Namespace, call: Call, id: str) -> int:
     """Tell how the task fares until it has ended, then print its result. A daemon that is away is waited for.
 
     Returns:
-        0 when it was completed, 1 when it ended otherwise.
+        How it ended, as `ENDED` has it.
     """
     shown: TaskShown | None = None
     told = looks = 0
@@ -100,20 +104,19 @@ def wait(options: Namespace, call: Call, id: str) -> int:
             looks += 1
             try:
                 shown = call("task.show", name=id)
+                assert shown is not None
+                told = _tell(shown["task"], told)
+                if shown["task"]["status"] != "queued":
+                    queued_since = time.monotonic()
+                elif time.monotonic() - queued_since > PATIENCE_SECONDS:
+                    why = _tell_why(call("why", name=id)["reasons"], why)
+                away = False
             except (CannotReach, Failed) as failure:
                 if shown is None or (isinstance(failure, Failed) and failure.code != UNAVAILABLE):
                     raise
                 if not away:
                     terminal.tell(f"{layout.printable(str(failure))}; waiting for its return")
                 away = True
-                continue
-            away = False
-            assert shown is not None
-            told = _tell(shown["task"], told)
-            if shown["task"]["status"] != "queued":
-                queued_since = time.monotonic()
-            elif time.monotonic() - queued_since > PATIENCE_SECONDS:
-                why = _tell_why(call("why", name=id)["reasons"], why)
     except KeyboardInterrupt:
         print(f"\nthe task goes on: bloomd-ctl task show {id}", end="", file=sys.stderr)
         raise
@@ -121,7 +124,7 @@ def wait(options: Namespace, call: Call, id: str) -> int:
         print(json.dumps(shown, indent=2))
     else:
         print_result(shown, call)
-    return 0 if shown["task"]["status"] == "completed" else 1
+    return ENDED[shown["task"]["status"]]
 
 
 def _tell(task: Task, told: int) -> int:
@@ -244,8 +247,21 @@ def enrol(options: Namespace, call: Call) -> int:
     made: Enrolment = call("worker.enrol", name=options.name)
     until = layout.clock(made["expires_at"] / 1000, time.time())
     terminal.tell(f"a machine that has this code becomes {made['worker']}, once, until {until}")
+    if sys.stdout.isatty():  # the code is there already; a script would have it in its log
+        _tell_how_to_install(made)
     print(json.dumps(made, indent=2) if options.output == "json" else made["code"])
     return 0
+
+
+def _tell_how_to_install(made: Enrolment) -> None:
+    server = made["server"]
+    if server is None:
+        terminal.tell("the machine could install its worker from here: set http.public_url, and reload")
+        return
+    base = server.rstrip("/").replace("'", "%27")
+    url = f"{base}/api/runtime/agent-install-script?code={made['code']}"
+    terminal.tell("on that machine, as root, this installs its worker:")
+    print(f"\n  curl -fsS '{url}' | sh\n", file=sys.stderr)
 
 
 def _print(options: Namespace, answer: Any, show: Callable[[Any, Look], Iterable[str]]) -> None:

@@ -62,6 +62,13 @@ class Removed(msgspec.Struct, frozen=True):
     id: str
 
 
+class EnrolmentHere(Enrolment, frozen=True):
+    """A code, and where it can be used."""
+
+    server: str | None
+    """The URL by which the new machine reaches this server, if it is known."""
+
+
 class Tokens(msgspec.Struct, frozen=True):
     tokens: list[Token]
 
@@ -115,9 +122,11 @@ def methods(node: Node) -> Sequence[Method[Any]]:
         await node.keys.remove_token(params.name, params.id, actor=call.user)
         return Removed(removed=True, id=params.id)
 
-    async def enrol(params: Of, call: Call) -> Enrolment:
-        node.keys.refuse_without_key(node.settings.http.api_key)
-        return await tokens.enrol(database, params.name, actor=call.user)
+    async def enrol(params: Of, call: Call) -> EnrolmentHere:
+        http = node.settings.http
+        node.keys.refuse_without_key(http.api_key)
+        made = await tokens.enrol(database, params.name, actor=call.user)
+        return EnrolmentHere(**msgspec.structs.asdict(made), server=http.public_url)
 
     return [
         Method("worker.list", listing, Filter),

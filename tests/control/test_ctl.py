@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 WORKER = {"id": "gpu-1", "status": "online", "cordoned": False, "draining": False, "active_leases": 2}
 
+ENROLMENT = {"code": "bloome_code", "worker": "gpu-1", "expires_at": 1, "server": "https://bloom.example.org/"}
+
 RELOAD = {
     "ok": True, "result": "unchanged", "changes": [], "restarted": [], "needs_restart": [], "retried": [], "errors": [],
 }  # fmt: skip
@@ -69,6 +71,7 @@ class Canned:
             "why": {"status": "queued", "reasons": [{"code": "queue-paused", "sentence": "The queue is paused."}]},
             "key.add": {"name": "ci", "secret": "bloom_secret", "created_at": 1, "created_by": "root"},
             "key.list": {"keys": []},
+            "worker.enrol": ENROLMENT,
             "key.remove": {"removed": True, "name": "ci", "authentication": "on"},
         }
 
@@ -356,12 +359,23 @@ async def on_a_terminal(canned: Canned, *arguments: str, **environment: str) -> 
     try:
         env = ENVIRONMENT | {"BLOOMD_SOCKET": canned.path, "TERM": "xterm"} | environment
         try:
-            await trio.run_process([*CTL, *arguments], stdout=theirs, env=env)
+            await trio.run_process([*CTL, *arguments], stdout=theirs, stderr=theirs, env=env)
         finally:
             os.close(theirs)
         return os.read(ours, 65536).decode()
     finally:
         os.close(ours)
+
+
+async def test_a_person_is_told_how_to_use_a_code(canned: Canned) -> None:
+    """Not a script, which would write the code into its log."""
+    said = await on_a_terminal(canned, "worker", "enrol", "gpu-1")
+    url = "https://bloom.example.org/api/runtime/agent-install-script?code=bloome_code"
+    assert f"curl -fsS '{url}' | sh" in said
+    done = await canned.ctl("worker", "enrol", "gpu-1")
+    assert (done.stdout, "bloome_code" in done.stderr) == ("bloome_code\n", False)
+    canned.answers["worker.enrol"] = ENROLMENT | {"server": None}
+    assert "set http.public_url" in await on_a_terminal(canned, "worker", "enrol", "gpu-1")
 
 
 async def test_colours_on_a_terminal_only_and_never_with_no_color(canned: Canned) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from bloomd_process import BIN, KEY, Bloomd
 from servers import PostgresServer, eventually
@@ -54,6 +55,15 @@ def work(daemon: Bloomd, ctl):
         return got["task"]
 
     return work
+
+
+@pytest.fixture
+def sql(daemon: Bloomd):
+    def run(statement: str, *parameters: object) -> None:
+        with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
+            connection.execute(statement, parameters)
+
+    return run
 
 
 def task(daemon: Bloomd, id: str) -> dict:
@@ -147,8 +157,26 @@ def test_waiting_for_one_that_fails(daemon, ctl, work):
     error = {"status": "error", "error_message": "no such model", "retryable": False}
     thread = threading.Thread(target=lambda: work("w2", None, **error))
     thread.start()
-    assert ctl("task", "add", "--wait", "--label", "w2", "x", code=1, says="failed: no such model") == ""
+    assert ctl("task", "add", "--wait", "--label", "w2", "x", code=10, says="failed: no such model") == ""
     thread.join()
+
+
+def test_how_it_ended_is_the_exit_code(ctl, sql):
+    id = ctl("task", "add", "--label", "nobody has it", "x")
+    ctl("task", "cancel", id)
+    assert ctl("task", "wait", id, code=12, says="cancelled") == ""
+    sql("UPDATE llm_tasks SET status = 'dead' WHERE id = %s", id)
+    assert json.loads(ctl("-o", "json", "task", "wait", id, code=11))["task"]["id"] == id
+    assert ctl("task", "wait", "nope", code=1, says="Task not found") == ""
+
+
+def test_a_prompt_that_the_socket_does_not_take(ctl, tmp_path):
+    file = tmp_path / "prompt"
+    file.write_text("x" * (1 << 20))
+    before = ctl("task", "list")
+    assert ctl("task", "add", "-f", str(file), code=1, says="POST /api/runtime/llm-tasks") == ""
+    ctl("task", "add", "-f", str(file), code=1, says="takes up to 1 MiB a call")
+    assert ctl("task", "list") == before
 
 
 def test_ctrl_c_ends_only_the_waiting(daemon, ctl):

@@ -10,6 +10,7 @@ import pytest
 from tools import require
 
 from bloomd import cli, ctl
+from bloomd.control import tasking
 from bloomd.settings.document import man
 from bloomd.settings.environment import VARIABLES
 
@@ -81,6 +82,7 @@ def test_it_has_no_option_that_the_program_lacks(page: str, commands: dict[str, 
 BLOOMD_CODES = {cli.OK, cli.PENDING, cli.USAGE, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
 WORKER_CODES = {cli.OK, cli.USAGE, cli.BAD_CONFIGURATION}
 CTL_CODES = {ctl.OK, ctl.FAILED, ctl.DOWN, ctl.CANNOT_REACH, ctl.NOT_PERMITTED, ctl.USAGE, ctl.INTERRUPTED}
+CTL_CODES |= set(tasking.ENDED.values())
 
 
 @pytest.mark.parametrize(
