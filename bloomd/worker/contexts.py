@@ -2,7 +2,7 @@
 
 ::
 
-    ROOT/contexts/SHA256    where the program runs for tasks of a context, again and again
+    ROOT/contexts/SHA256    where the program runs for tasks of a context, again and again; its mtime says when last
     ROOT/sessions/SHA256    the conversation that the last completed task of it left
     ROOT/tasks/...          where tasks without a context run, once
     ROOT/leases/SHA256      what is held now, for the worker that comes after a crash (`journal.py`)
@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,11 @@ import trio
 
 from bloomd.errors import Misconfigured
 from bloomd.worker.claude import is_session
+
+# A context that nobody has worked in for so long is forgotten, with its files and its conversation.
+UNUSED_SECONDS = 30 * 86_400.0
+
+PRUNE_SECONDS = 86_400.0
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -71,11 +77,37 @@ class Contexts:
                     await trio.to_thread.run_sync(_remove, directory)
             return
         name = name_of(context_id)
+        async with self._turn(name):
+            yield await trio.to_thread.run_sync(_open, self.root / "contexts" / name, self.root / "sessions" / name)
+
+    async def keep_pruned(self) -> None:
+        """Remove the contexts that have not been used for long, now and every day, until cancelled."""
+        while True:
+            try:
+                await self.prune(time.time() - UNUSED_SECONDS)
+            except OSError as error:
+                log.warning("old contexts not removed", error=str(error))
+            await trio.sleep(PRUNE_SECONDS)
+
+    async def prune(self, before: float) -> None:
+        """Remove the contexts that were last used before this moment (epoch seconds), and are not now.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        for name in await trio.to_thread.run_sync(_unused, self.root, before):
+            if name in self._turns:
+                continue
+            async with self._turn(name):
+                await trio.to_thread.run_sync(_forget, self.root, name, before)
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncGenerator[None]:
         turn = self._turns.setdefault(name, _Turn())
         turn.wanted += 1
         try:
             async with turn.lock:
-                yield await trio.to_thread.run_sync(_open, self.root / "contexts" / name, self.root / "sessions" / name)
+                yield
         finally:
             turn.wanted -= 1
             if not turn.wanted:
@@ -122,10 +154,33 @@ def take(root: Path) -> int:
 
 def _open(directory: Path, session_file: Path) -> Context:
     directory.mkdir(mode=0o700, exist_ok=True)
+    os.utime(directory)
     session = None
     with suppress(OSError, UnicodeDecodeError):
         session = session_file.read_text().strip()
     return Context(directory, session_file, session if session and is_session(session) else None)
+
+
+def _unused(root: Path, before: float) -> list[str]:
+    """The names of contexts that were last used before this moment; what is left of half a one counts as one."""
+    names = {path.name for directory in ("contexts", "sessions") for path in (root / directory).iterdir()}
+    return [name for name in names if _last_used(root, name) < before]
+
+
+def _last_used(root: Path, name: str) -> float:
+    last = 0.0
+    for path in (root / "contexts" / name, root / "sessions" / name):
+        with suppress(FileNotFoundError):
+            last = max(last, path.lstat().st_mtime)
+    return last
+
+
+def _forget(root: Path, name: str, before: float) -> None:
+    """Remove it unless it was used meanwhile: the conversation first, which must not go on without its directory."""
+    if _last_used(root, name) < before:
+        (root / "sessions" / name).unlink(missing_ok=True)
+        _remove(root / "contexts" / name)
+        log.info("old context removed", context=name)
 
 
 def _write_session(file: Path, session: str | None) -> None:

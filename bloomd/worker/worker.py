@@ -146,7 +146,10 @@ class Worker:
                 await self._keep_trying(partial(self._give_back, note.lease_id))
                 self._journal.strike(note.lease_id)
         if not self._draining:
-            await self._work()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._place.contexts.keep_pruned)
+                await self._work()
+                nursery.cancel_scope.cancel()
         if self._known:
             with trio.move_on_after(GOODBYE_SECONDS), suppress(Unavailable, Refused):
                 await self._register("offline")

@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -11,6 +13,7 @@ import trio.testing
 from fake import is_running
 
 from bloomd.errors import Misconfigured
+from bloomd.worker import contexts as worker_contexts
 from bloomd.worker import journal
 from bloomd.worker.contexts import Contexts, name_of, take
 from bloomd.worker.journal import Journal, Note
@@ -113,6 +116,65 @@ async def test_who_is_cancelled_in_a_turn_or_before_it_passes_it_on(root):
         async with contexts.turn("c"):
             pass
     assert contexts._turns == {}
+
+
+def age(root: Path, context_id: str, days: float) -> None:
+    moment = time.time() - days * 86_400
+    for path in (root / "contexts" / name_of(context_id), root / "sessions" / name_of(context_id)):
+        os.utime(path, (moment, moment))
+
+
+async def test_a_context_that_nobody_has_used_for_long_is_forgotten(root):
+    contexts = Contexts(root)
+    for context_id in ("old", "young", "used", "talked in"):
+        async with contexts.turn(context_id) as context:
+            (context.directory / "file").write_text("x")
+            await context.remember(f"s-{context_id[0]}")
+        age(root, context_id, 29 if context_id == "young" else 31)
+    os.utime(root / "sessions" / name_of("talked in"))
+    async with contexts.turn("used"), trio.open_nursery() as nursery:
+        age(root, "used", 31)  # it has been used for a very long time
+        nursery.start_soon(contexts.keep_pruned)
+        with trio.fail_after(5):
+            while (root / "contexts" / name_of("old")).exists():
+                await trio.sleep(0.005)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    left = {name_of("young"), name_of("used"), name_of("talked in")}
+    assert {path.name for path in (root / "contexts").iterdir()} == left
+    assert {path.name for path in (root / "sessions").iterdir()} == left
+    assert contexts._turns == {}
+
+
+async def test_what_is_pruned_and_what_is_used_wait_for_each_other(root, monkeypatch):
+    contexts = Contexts(root)
+    async with contexts.turn("c") as context:
+        await context.remember("s-1")
+    forget = worker_contexts._forget
+
+    def forget_slowly(*arguments: Any) -> None:
+        trio.from_thread.run_sync(pruning.set)
+        time.sleep(0.05)
+        forget(*arguments)
+
+    pruning = trio.Event()
+    monkeypatch.setattr(worker_contexts, "_forget", forget_slowly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(contexts.prune, time.time() + 1)
+        await pruning.wait()
+        async with contexts.turn("c") as context:
+            assert context.session is None
+            assert context.directory.exists()
+
+
+async def test_what_is_used_again_after_it_was_found_to_be_old_stays(root, monkeypatch):
+    contexts = Contexts(root)
+    async with contexts.turn("c") as context:
+        await context.remember("s-1")
+    monkeypatch.setattr(worker_contexts, "_unused", lambda root, before: [name_of("c")])
+    await contexts.prune(time.time() - 60)
+    assert (root / "sessions" / name_of("c")).exists()
+    assert (root / "contexts" / name_of("c")).exists()
 
 
 def test_a_directory_is_one_workers(root, tmp_path):

@@ -279,6 +279,14 @@ async def test_what_a_killed_worker_held_is_given_back(start, queue, tmp_path):
     await until(lambda: not list((root / "leases").iterdir()))
 
 
+async def test_what_nobody_has_used_for_long_is_removed_at_the_start(start, queue, tmp_path):
+    old = tmp_path / "w1" / "contexts" / name_of("c")
+    old.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    await start()
+    await until(lambda: not old.exists())
+
+
 async def test_no_note_is_left_of_what_has_ended(start, queue, tmp_path):
     await start()
     id = queue.add("fake:slow 0.3")
