@@ -41,6 +41,7 @@ from bloomd.runtime.retention import Keep, Retention
 from bloomd.runtime.sweeper import Rules, Sweeper
 from bloomd.settings import Loaded, Settings, secrets
 from bloomd.settings.model import Http
+from bloomd.status import ONLY_WORKERS
 from bloomd.supervisor import Backoff, Change, EssentialServiceFailed, Service, State, Supervisor
 
 log = structlog.stdlib.get_logger(__name__)
@@ -92,6 +93,7 @@ class Daemon:
             auto_migrate=auto_migrate,
             config_option=config_option,
         )
+        node.keys.on_change = self._on_keys
         self.audit = ControlAudit(node.database)
         self.control = ControlServer(methods(node, logs), group=node.settings.control.group, audit=self.audit.called)
         self.http = HttpServer(create_app(node), binds, drain_seconds=node.settings.http.drain_seconds)
@@ -306,6 +308,10 @@ class Daemon:
     def _on_probe(self, status: ProbeStatus) -> None:
         told = {"name": status.name, "state": status.state, "error": status.error, "node": self.node.name}
         self.node.feed.live("probe", told)
+
+    def _on_keys(self) -> None:
+        if self.node.keys.only_workers(self.node.settings.http.api_key):
+            log.warning(ONLY_WORKERS)
 
     def _on_change(self, change: Change) -> None:
         """Log what an operator would want to read afterwards. Trouble is logged by the supervisor, with its error."""

@@ -16,6 +16,7 @@ from bloomd.companion import local_url
 from bloomd.control import listener
 from bloomd.daemon import Daemon, front_of_membridge
 from bloomd.errors import Misconfigured
+from bloomd.http.access import is_off
 from bloomd.http.server import Binds
 from bloomd.logs import Logs, is_json
 from bloomd.membridge import USUAL_PORT
@@ -146,12 +147,23 @@ def _announce(embedded: Embedded | None, node: Node, *, chosen: bool, worker: bo
                 "  try next, in another terminal:",
                 "",
                 f"    {ctl} status",
-                f"    {ctl} task add --wait 'Say hello'" if worker else f"    curl {url}/api/runtime/stats",
+                f"    {_next_step(node, ctl, url, worker=worker)}",
                 "",
             ]
         ),
         flush=True,
     )
+
+
+def _next_step(node: Node, ctl: str, url: str, *, worker: bool) -> str:
+    """A command that works as it stands: with no key in it, and for one who may have none."""
+    if worker:
+        return f"{ctl} task add --wait 'Say hello'"
+    if is_off(node.settings.http, node.keys):
+        return f"curl {url}/api/runtime/stats"
+    if node.keys.only_workers(node.settings.http.api_key):
+        return f"{ctl} key add me"
+    return f"{ctl} workers"
 
 
 def _where_membridge_is(node: Node, *, chosen: bool) -> str:

@@ -17,6 +17,10 @@ from bloomd.verdict import reasons, verdict
 # Raised when a field changes its meaning or goes away; new fields do not count.
 SCHEMA = 1
 
+ONLY_WORKERS = (
+    "there are worker tokens but no API key, so nobody but workers is let in: `bloomd-ctl key add NAME` makes one"
+)
+
 # What a status may wait for the database, which may be frozen; the rest of the status needs none.
 DATABASE_SECONDS = 1.0
 
@@ -48,6 +52,8 @@ def notices(node: Node) -> list[str]:
     found = [notice for notice in node.loaded.warnings if node.keys.empty or notice not in about_no_key]
     if about_no_key and not node.keys.known:
         found.append("whether there are API keys is not known yet, so whatever needs one is answered 503")
+    if node.keys.only_workers(node.settings.http.api_key):
+        found.append(ONLY_WORKERS)
     if node.logs.level != node.settings.log.level:
         found.append(f"the log level is {node.logs.level} until the next reload")
     if node.pending_restart:

@@ -32,6 +32,8 @@ class KeyRing:
         self.changed = trio.Event()
         """Fired, and replaced, when keys or tokens have come or gone: who was let in by one looks whether it still is
         one."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called then, too; the first time when all has been read."""
         self._stop = trio.Event()
         # One at a time: what was read before a removal must not be taken over after it.
         self._lock = trio.Lock()
@@ -59,6 +61,11 @@ class KeyRing:
         the last key goes, by mistake, the doors stay shut: on the control socket a new one can be made all the time.
         """
         return self._keys.empty and self._tokens.empty
+
+    def only_workers(self, configured: str | None) -> bool:
+        """Whether it is known that nobody but workers is let in: there are tokens, and neither this configured key nor
+        one with a name."""
+        return configured is None and self.known and self._keys.empty and not self._tokens.empty
 
     def refuse_without_key(self, configured: str | None) -> None:
         """Raise while there is neither this configured key nor one with a name: who makes a token would be locked out.
@@ -154,6 +161,7 @@ class KeyRing:
     def _tell(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+        self.on_change()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read all, then write down now and then what was used, until asked to stop, or cancelled.

@@ -40,14 +40,18 @@ def check(
 
 
 def without_key(settings: Settings) -> list[str]:
-    """What deserves to be said of a missing `http.api_key`: it is allowed, and a named key may take its place."""
+    """What deserves to be said of a missing `http.api_key`: it is allowed, and a named key may take its place.
+
+    What else there is, the database knows: until it is asked, this has to be true in every case.
+    """
     if settings.http.api_key is not None:
         return []
     if any(_beyond_loopback(bind) for bind in settings.http.bind):
         start, who = "http.api_key is not set and http.allow_unauthenticated is", "whoever reaches the port"
     else:
         start, who = "http.api_key is not set", "every program on this machine"
-    return [f"{start}: unless there are named keys, authentication is off, and {who} may do everything"]
+    unless = "unless there are named keys or workers' tokens"
+    return [f"{start}: {unless}, authentication is off, and {who} may do everything"]
 
 
 def _problem(finding: _Finding, sources: Mapping[str, Source]) -> Problem:

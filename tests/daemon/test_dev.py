@@ -72,7 +72,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_finds_its_data(dev):
     first = dev()
     task = httpx.post(f"{first.api}/llm-tasks", json={"prompt": "x"}).json()["id"]
     said = first.output.read_text()
-    for what in (str(first.port), str(first.directory / "bloomd.sock"), "bloomd-ctl", "Ctrl-C"):
+    for what in (str(first.port), str(first.directory / "bloomd.sock"), "bloomd-ctl", f"curl {first.api}", "Ctrl-C"):
         assert what in said
     assert len(first.servers()) == 1
     assert first.end(signal.SIGINT) == 0
@@ -135,7 +135,16 @@ def test_a_hosted_sandbox_is_served_when_asked_for_and_warned_of(dev):
 def test_the_key_of_the_environment_counts(dev):
     running = dev(RUNTIME_API_KEY="a-key-of-the-environment")
     assert httpx.get(f"{running.api}/stats").status_code == 401
-    assert httpx.get(f"{running.api}/stats", headers={"X-Runtime-API-Key": "a-key-of-the-environment"}).is_success
+    with_key = {"headers": {"X-Runtime-API-Key": "a-key-of-the-environment"}}
+    assert httpx.get(f"{running.api}/stats", **with_key).is_success
+    assert "curl" not in running.output.read_text()
+    httpx.post(f"{running.api}/workers/w1/tokens", **with_key).raise_for_status()
+    running.end(signal.SIGTERM)
+    without = dev()
+    assert httpx.get(f"{without.api}/stats").status_code == 401
+    said = without.output.read_text()
+    assert "bloomd.sock key add " in said
+    assert "curl" not in said
 
 
 def test_beyond_loopback_without_a_key_is_refused():

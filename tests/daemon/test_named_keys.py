@@ -214,6 +214,15 @@ def test_the_first_key_turns_authentication_on_and_the_last_one_off(bloomd, clie
     assert third.delete("/api/runtime/keys/third").json()["authentication"] == "on"
     assert (status(stranger), status(client(daemon, made["secret"]))) == (401, 403)
     eventually(lambda: status(at_other) == 401, seconds=1)
+    locked_out = "there are worker tokens but no API key"
+    for each in (daemon, other):
+        eventually(lambda node=each: locked_out in node.log.read_text(), seconds=1)
+        assert [locked_out in notice for notice in each.status()["notices"]] == [True]
+    daemon.stop()
+    logged = daemon.log.stat().st_size
+    daemon.start()
+    assert locked_out in daemon.log.read_text()[logged:]
     assert daemon.ctl("key", "add", "fourth").returncode == 0
+    assert daemon.status()["notices"] == []
     [key] = json.loads(daemon.ctl("-o", "json", "key", "list").stdout)["keys"]
     assert key["name"] == "fourth"

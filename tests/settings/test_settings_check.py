@@ -184,7 +184,7 @@ def test_no_rule_speaks_about_a_key_that_could_not_be_read(place):
 
 
 def test_warnings_about_a_missing_key(place):
-    assert "authentication is off" in place.load("").warnings[0]
+    assert "named keys or workers' tokens, authentication is off" in place.load("").warnings[0]
     assert "whoever reaches" in place.load("http: {bind: ':1', allow_unauthenticated: true}").warnings[0]
     assert place.load("http: {api_key: k}").warnings == ()
 
