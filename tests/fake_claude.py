@@ -26,9 +26,11 @@ Told by lines in the prompt, in their order:
 
 Told by the environment: CLAUDE_FAKE_DIR names a directory in which `log` gets one JSON line for each start, and
 `sessions` has the conversations that there are. Without it every conversation that it has named is there.
-A file `limit` in it holds the refusal to everything.
+A file `limit` in it holds the refusal to everything. `twice` gets a prompt that is worked on at two places at once.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -46,6 +48,7 @@ def main() -> None:
     answer = {"type": "result", "subtype": "success", "is_error": False, "result": prompt, "session_id": session,
               "num_turns": turn, "total_cost_usd": 0.25, "usage": {"input_tokens": 7, "output_tokens": 5}}  # fmt: skip
     if DIRECTORY:
+        alone(prompt)
         with (DIRECTORY / "log").open("a") as log:
             told = {"at": started, "argv": sys.argv[1:], "pid": os.getpid(), "cwd": os.getcwd(), "prompt": prompt}
             log.write(json.dumps(told | {"session": session, "turn": turn}) + "\n")
@@ -57,6 +60,17 @@ def main() -> None:
             obey(word, text, answer)
     keep(session, prompt)
     print(json.dumps(answer))
+
+
+def alone(prompt: str) -> None:
+    """Say so if somebody is working on this prompt; nobody else is without saying so as long as this process lives."""
+    (DIRECTORY / "running").mkdir(exist_ok=True)
+    held = os.open(DIRECTORY / "running" / hashlib.sha256(prompt.encode()).hexdigest(), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with (DIRECTORY / "twice").open("a") as file:
+            file.write(json.dumps(prompt) + "\n")
 
 
 def conversation(prompt: str) -> tuple[str, int]:

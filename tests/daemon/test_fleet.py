@@ -1,6 +1,7 @@
 """A fleet on one machine: a daemon with its own Membridge, three workers, 500 tasks, and somebody who kills them."""
 
 import json
+import os
 import random
 import subprocess
 import time
@@ -17,7 +18,12 @@ from bloomd_process import BIN, Bloomd
 from invariants import AT_REST, TABLES, TRAIL, broken
 from servers import PostgresServer, eventually, free_port
 
+from bloomd.worker import guard
+
 FAKE = Path(__file__).parents[1] / "fake_claude.py"
+
+# Within this time programs end with their worker; the long ones take twice as long by themselves.
+END_SECONDS = 2.0
 
 TASKS = 500
 KILLS = 10
@@ -32,6 +38,8 @@ class WorkerProcess:
         self.directory = bloomd.directory / name
         self.directory.mkdir()
         self.log = self.directory / "log"
+        self._environ = {**os.environ, "CLAUDE_FAKE_DIR": str(bloomd.directory / "fake"), "CLAUDE_FAKE_WORKER": name}
+        self._mark = f"CLAUDE_FAKE_WORKER={name}"
         (self.directory / "token").write_text(bloomd.ctl("worker", "token", name).stdout.strip())
         (self.directory / "worker.yaml").write_text(json.dumps({"worker": {"command": ["python3", "-IS", str(FAKE)]}}))
         self._command = [
@@ -42,7 +50,16 @@ class WorkerProcess:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environ
+            )
+
+    def programs(self) -> set[int]:
+        """The process groups of what it has begun, whether the worker is still there or not."""
+        return guard.groups(self._mark) - {os.getpgrp()}
+
+    def leaves_nothing_running(self) -> None:
+        eventually(lambda: not self.programs(), seconds=END_SECONDS)
 
     def stop(self) -> int:
         self.process.terminate()
@@ -66,10 +83,15 @@ def workers(bloomd: Bloomd, count: int) -> Iterator[list[WorkerProcess]]:
 
 
 def queue(bloomd: Bloomd) -> None:
-    """Tasks of which most succeed; one in twenty-five always crashes, and a third talk in conversations."""
+    """Tasks of which most succeed; one in twenty-five always crashes, and a third talk in conversations.
+
+    A few take long, so that somebody who is killed is likely to have one.
+    """
     tasks: list[dict[str, Any]] = [
         {
-            "prompt": f"fake:crash no {number}" if number % 25 == 0 else f"fake:slow 0.05\nfake:say answer {number}",
+            "prompt": f"fake:crash no {number}"
+            if number % 25 == 0
+            else f"fake:slow {4 if number % 50 == 7 else 0.05}\nfake:say answer {number}",
             "context_id": f"c{number % 20}" if number % 3 == 0 else "",
             "idempotency_key": str(number),
             "max_attempts": 3,
@@ -94,16 +116,27 @@ def test_every_task_ends_once_whoever_is_killed(postgres_server: PostgresServer)
     bloomd.migrate()
     chance = random.Random(5)
     with bloomd, workers(bloomd, 3) as fleet:
+        fake = bloomd.directory / "fake"
+        fake.mkdir()
         queue(bloomd)
+        orphans = 0
         until = time.monotonic() + DEADLINE_SECONDS
         for _ in range(KILLS):
             time.sleep(chance.uniform(0.2, 1.5))
             victim = chance.choice([bloomd, *fleet])
+            at_work = victim.programs() if isinstance(victim, WorkerProcess) else set[int]()
             kill(victim)
             time.sleep(chance.uniform(0, 0.5))
+            if isinstance(victim, WorkerProcess):
+                orphans += len(at_work)
+                victim.leaves_nothing_running()
             victim.start()
         eventually(lambda: left(bloomd) == 0, seconds=until - time.monotonic())
         assert [worker.stop() for worker in fleet] == [0, 0, 0]
+        assert [worker.programs() for worker in fleet] == [set(), set(), set()]
+        assert orphans
+        assert not (fake / "twice").exists(), (fake / "twice").read_text()
+        starts = Counter(json.loads(line)["prompt"] for line in (fake / "log").read_text().splitlines())
         eventually(lambda: bloomd.http.get("/api/runtime/stats").json()["leases"]["active"] == 0)
 
     with psycopg.connect(url, autocommit=True) as connection:
@@ -112,6 +145,9 @@ def test_every_task_ends_once_whoever_is_killed(postgres_server: PostgresServer)
             cursor = connection.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
 
+        leases = dict(sql("SELECT prompt, count(*) FROM llm_tasks t JOIN leases ON task_id = t.id GROUP BY prompt"))
+        assert {prompt: count for prompt, count in starts.items() if count > leases[prompt]} == {}
+        assert sum(starts.values()) >= TASKS
         assert broken(sql, TABLES, TRAIL, AT_REST) == {}
         ended = sql(
             "SELECT idempotency_key::integer, llm_tasks.status, llm_tasks.error_message,"
