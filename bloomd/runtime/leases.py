@@ -17,16 +17,19 @@ from bloomd.runtime.tasks import Id
 
 # Somebody who names a worker that nobody can call speaks for it: such a worker shows life in no other way.
 SIGN_OF_LIFE = """
-WITH alive AS (
+WITH worker AS (
+    SELECT id, status FROM workers WHERE id = %(worker_id)s AND url = '' FOR UPDATE
+), alive AS (
     UPDATE workers
        SET status = 'online', alive_at = bloom_now_ms(), last_heartbeat = bloom_now_ms()
-     WHERE id = %(worker_id)s AND url = ''
-    RETURNING id, alive_at
+      FROM worker
+     WHERE workers.id = worker.id
+    RETURNING workers.id, workers.alive_at
 )
 INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
 SELECT gen_random_uuid(), alive.alive_at, 'worker.online', 'worker', alive.id, %(actor)s, 'a lease was asked for it'
   FROM alive
-  JOIN workers AS before ON before.id = alive.id AND before.status <> 'online'
+  JOIN worker ON worker.id = alive.id AND worker.status <> 'online'
 RETURNING entity_id AS id
 """
 

@@ -12,7 +12,7 @@ from servers import PostgresServer
 
 EMPTY = """
 UPDATE leases SET status = 'released' WHERE status = 'active';
-TRUNCATE llm_tasks, leases, workers, runtime_artifacts, llm_results, audit_logs, runtime_settings
+TRUNCATE llm_tasks, leases, workers, conversations, runtime_artifacts, llm_results, audit_logs, runtime_settings
 """
 
 

@@ -15,6 +15,8 @@ from lifecycle_objects import Chosen, Ending, Json, Lease, Task, Worker
 ACTOR = "api-key"
 RETRY_MS, RETRY_MAX_MS = 5_000, 300_000
 OFFLINE_MS = 60_000
+ASKS_MS = 60_000
+PRECISION_MS = 1_000
 GRACE_MS = 30_000
 
 UNDER_WAY = ("leased", "running")
@@ -43,6 +45,10 @@ class Model:
         self.leases: dict[str, Lease] = {}
         self.workers: dict[str, Worker] = {}
         self.endings: dict[str, Ending] = {}
+        self.conversations: dict[str, str] = {}
+        """The worker that completed the latest task of a context, among those that keep sessions."""
+        self.serial: set[str] = set()
+        """Leases of such workers."""
         self.paused, self.until, self.reason = False, None, None
         self.audit: Counter[tuple[str, str, str, str]] = Counter()
         """Entries that are to be written since somebody has looked: action, type and id of the entity, actor."""
@@ -180,13 +186,22 @@ class Model:
     def held(self, worker: Worker) -> list[Lease]:
         return [lease for lease in self.leases.values() if lease.worker_id == worker.id and lease.status == "active"]
 
-    def sign_of_life(self, worker: Worker, actor: str = ACTOR, *, precision_ms: int = 1000) -> None:
-        """It is online, and was heard of just now; that is noted again only after `precision_ms`."""
+    def online(self, worker: Worker, actor: str = ACTOR) -> None:
+        """It is online, and was heard of just now."""
         if worker.status != "online":
             self._note("worker.online", "worker", worker.id, actor)
-        elif self.now - (worker.alive_at or 0) <= precision_ms:
-            return
         worker.status, worker.alive_at, worker.last_heartbeat = "online", self.now, self.now
+
+    def alive(self, worker: Worker) -> None:
+        """Its lease had a heartbeat, or it completed a task. That it is in error only itself takes back."""
+        if worker.status == "error":
+            worker.alive_at = worker.last_heartbeat = self.now
+        else:
+            self.online(worker, "bloomd")
+
+    def _stale(self, at: int | None) -> bool:
+        """What is a second old, or less, is not noted anew."""
+        return self.now - (at or 0) > PRECISION_MS
 
     # The queue.
 
@@ -239,7 +254,7 @@ class Model:
 
     def lease(self, task_id: str, worker_id: str | None, ttl: int | None, lease_id: str) -> Lease:
         if worker_id in self.workers:
-            self.sign_of_life(self.workers[worker_id], precision_ms=-1)
+            self.online(self.workers[worker_id])
         task = self.task(task_id)
         if task.status != "queued" or task.due_at > self.now:
             raise Refused(CONFLICT)
@@ -260,7 +275,10 @@ class Model:
 
     def ask(self, worker_id: str) -> None:
         """A worker asks for tasks: it is there."""
-        self.sign_of_life(self._worker(worker_id))
+        worker = self._worker(worker_id)
+        if worker.status != "online" or self._stale(worker.alive_at) or self._stale(worker.asked_at):
+            self.online(worker)
+            worker.asked_at = self.now
 
     def claimable(self, worker_id: str, labels: list[str] | None) -> list[Task]:
         """What there is for a worker, in the order in which it gets it."""
@@ -276,9 +294,20 @@ class Model:
             and task.due_at <= self.now
             and task.pinned_worker_id in (None, worker_id)
             and set(task.labels) <= able
-            and not (worker.is_serial and self.of_context(task))
+            and not (worker.is_serial and (self.of_context(task) or self.holder(task) not in (None, worker)))
         ]
         return sorted(tasks, key=lambda task: task.turn)
+
+    def holder(self, task: Task) -> Worker | None:
+        """Who has the conversation of the task's context, and will take the task, now or as soon as it has room."""
+        worker = self.workers.get(self.conversations.get(task.context_id, "")) if task.context_id else None
+        if worker is None or not worker.is_serial or task.pinned_worker_id not in (None, worker.id):
+            return None
+        asks = len(self.held(worker)) >= worker.capacity or (worker.asked_at or -ASKS_MS) > self.now - ASKS_MS
+        return worker if asks and self.misfit(worker, task.labels) in (None, "full") else None
+
+    def holds_conversation(self, lease: Lease) -> bool:
+        return bool(lease.context_id) and self.conversations.get(lease.context_id) == lease.worker_id
 
     def room(self, worker_id: str) -> int:
         worker = self.workers[worker_id]
@@ -286,7 +315,10 @@ class Model:
 
     def claimed(self, task_id: str, worker_id: str, ttl: int | None, lease_id: str) -> Lease:
         task = self.tasks[task_id]
-        lease = self._hand_out(task, self.workers[worker_id], ttl, lease_id)
+        worker = self.workers[worker_id]
+        lease = self._hand_out(task, worker, ttl, lease_id)
+        if worker.is_serial and task.context_id:
+            self.serial.add(lease_id)
         lease.deadline_at = self.now + task.policy["timeout_sec"] * 1000 + GRACE_MS
         lease.prolong(self.now)
         return lease
@@ -332,7 +364,9 @@ class Model:
             task.status, task.updated_at = "running", self.now
         if progress is not None:
             task.progress, task.progress_at = progress, self.now
-        self.sign_of_life(self.workers[lease.worker_id], "bloomd")
+        worker = self.workers[lease.worker_id]
+        if worker.status not in ("online", "error") or self._stale(worker.alive_at):
+            self.alive(worker)
         return lease
 
     def complete(self, task_id: str, said: Json, artifact_id: str, result_id: str) -> Ending:
@@ -341,7 +375,7 @@ class Model:
         lease = self._lease_of_caller(task_id, lease_id, worker_id)
         if lease is None:
             ending = self.endings.get(lease_id or "")
-            if ending and ending.lease.task_id == task_id:
+            if ending and ending.lease.task_id == task_id and worker_id in (None, ending.lease.worker_id):
                 return ending
             self._refuse_if_lost(self.task(task_id), lease_id, worker_id)
             raise Refused(CONFLICT)
@@ -355,7 +389,17 @@ class Model:
             error = said.get("error_message") or "the worker gave no reason"
             self._leave(task, "queued" if said.get("retryable", True) else "failed", error)
         self._note("task.retried" if task.status == "queued" else f"task.{task.status}", "task", task_id)
-        self.sign_of_life(self.workers[lease.worker_id], "bloomd")
+        worker = self.workers[lease.worker_id]
+        asked = worker.asked_at
+        if (
+            worker.status not in ("online", "error")
+            or self._stale(worker.alive_at)
+            or (asked is not None and self._stale(asked))
+        ):
+            self.alive(worker)
+            worker.asked_at = None if asked is None else self.now
+        if succeeded and lease.id in self.serial:
+            self.conversations[lease.context_id] = worker.id
         left = ("status", "lease_id", "worker_id", "attempts", "retry_at", "error_message", "updated_at")
         ending = Ending(lease, said, {name: getattr(task, name) for name in left}, artifact_id, result_id)
         self.endings[lease.id] = ending

@@ -110,19 +110,21 @@ class Worker:
     capabilities: Json = field(default_factory=lambda: {"claude_cli": True, "max_concurrency": 1, "labels": []})
     last_heartbeat: int = 0
     alive_at: int | None = None
+    asked_at: int | None = None
+    """When it last asked for a task, or is taken to be about to."""
     cordoned: bool = False
     draining: bool = False
 
     def json(self, held: int) -> Json:
         return {
-            **{name: value for name, value in vars(self).items() if name != "alive_at"},
+            **{name: value for name, value in vars(self).items() if name not in ("alive_at", "asked_at")},
             "node_id": self.id, "url": "", "ip_addrs": [], "obs_count": 0, "db_sha": "", "active_leases": held,
             "agent_version": None, "os_info": None, "install_method": None, "source": "direct",
         }  # fmt: skip
 
     def row(self, held: int) -> Json:
         """As the database has it."""
-        return {**self.json(held), "alive_at": self.alive_at, "capacity": self.capacity}
+        return {**self.json(held), "alive_at": self.alive_at, "asked_at": self.asked_at, "capacity": self.capacity}
 
     @property
     def capacity(self) -> int:

@@ -39,7 +39,13 @@ def why(model: Model, task_id: str) -> set[str]:
     reasons = set(_reasons(model, task))
     if not reasons:
         serial = all(worker.is_serial for worker in model.fitting(task))
-        reasons = {"context-turn" if serial and model.of_context(task) else "claimable"}
+        holder = model.holder(task)
+        if serial and model.of_context(task):
+            reasons = {"context-turn"}
+        elif serial and holder and model.misfit(holder, task.labels) == "full":
+            reasons = {"conversation"}
+        else:
+            reasons = {"claimable"}
     return reasons
 
 

@@ -10,7 +10,7 @@ from lifecycle_objects import Json
 
 EMPTY = """
 UPDATE leases SET status = 'released' WHERE status = 'active';
-TRUNCATE llm_tasks, leases, workers, runtime_artifacts, llm_results, audit_logs;
+TRUNCATE llm_tasks, leases, workers, conversations, runtime_artifacts, llm_results, audit_logs;
 UPDATE queue_state SET paused = false, until = NULL, reason = NULL;
 """
 

@@ -489,7 +489,14 @@ class LifecycleMachine(RuleBasedStateMachine):
         else:
             assert found == claimable[:room]
         leases = [self.model.claimed(each["task"]["id"], name, ttl, each["lease"]["id"]) for each in got]
-        assert got == [{"lease": each.json(), "task": self.model.tasks[each.task_id].json()} for each in leases]
+        assert got == [
+            {
+                "lease": each.json(),
+                "task": self.model.tasks[each.task_id].json(),
+                "holds_conversation": self.model.holds_conversation(each),
+            }
+            for each in leases
+        ]
         return leases
 
     def _claimable(self) -> list[str]:

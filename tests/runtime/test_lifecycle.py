@@ -166,3 +166,16 @@ async def test_a_lease_made_while_a_cancel_waits_for_its_task_ends_too(db, sql, 
     assert sql("SELECT status, outcome FROM leases") == [("released", "cancelled")]
     assert sql("SELECT status FROM llm_tasks") == [("cancelled",)]
     assert sql("SELECT active_leases FROM workers") == [(0,)]
+
+
+async def test_a_worker_that_came_back_meanwhile_does_not_come_back_again(db, sql, held, new_task, new_worker):
+    await new_worker()
+    task = await new_task()
+    sql("UPDATE workers SET status = 'offline'")
+
+    async def name_it():
+        await leases.lease(db, task.id, worker_id="w1", actor="test")
+
+    async with held("UPDATE workers SET status = 'online'", name_it):
+        pass
+    assert sql("SELECT count(*) FROM audit_logs WHERE action = 'worker.online'") == [(0,)]
