@@ -49,6 +49,10 @@ SELECT to_jsonb(task)                              AS task,
           FROM workers
          WHERE bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining,
                             task.pinned_worker_id, task.labels) IS NULL)  AS only_serial_workers,
+       (SELECT bool_and(url <> '' AND asked_at IS NULL)
+          FROM workers
+         WHERE bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining,
+                            task.pinned_worker_id, task.labels) IS NULL)  AS only_pushed_to,
        (SELECT jsonb_build_object('id', id, 'full', active_leases >= capacity)
           FROM workers
          WHERE id = bloom_holder(task.context_id, task.pinned_worker_id, task.labels))  AS holder,
@@ -125,6 +129,8 @@ class Facts(msgspec.Struct, frozen=True):
     missing_labels: list[str]
     same_context: SameContext | None
     only_serial_workers: bool | None
+    only_pushed_to: bool | None
+    """Whether those that could take it have never asked for a task."""
     holder: Holder | None
     pauses: list[Pausing]
 
@@ -163,7 +169,12 @@ def _queued(facts: Facts) -> Iterator[Reason]:
     if not found:
         only = facts.task.pinned_worker_id or (holder and holder.id)
         takers = f"worker {only}" if only else _count(facts.workers["fits"], "worker")
-        found.append(Reason("claimable", f"Nothing keeps it: {takers} could take it, and will when asking for work."))
+        when = (
+            "when it is dispatched, by hand or with tasks.auto_dispatch"
+            if facts.only_pushed_to
+            else "when asking for work"
+        )
+        found.append(Reason("claimable", f"Nothing keeps it: {takers} could take it, and will {when}."))
     yield from found
 
 
@@ -180,6 +191,11 @@ def _of_time(facts: Facts) -> Iterator[Reason]:
         yield Reason("not-before", f"It may not start before {_time(task.not_before)}.")
     if (task.retry_at or 0) > facts.now_ms:
         why = f": {task.error_message}" if task.error_message else ""
+        if task.attempts == 0:
+            yield Reason(
+                "retry-delay", f"It was given back{why}; the next attempt may start at {_time(task.retry_at)}."
+            )
+            return
         yield Reason(
             "retry-delay",
             f"Attempt {task.attempts} of {task.max_attempts} did not succeed{why}; "

@@ -2,13 +2,14 @@
 
 import pytest
 
-from bloomd.runtime import claims, queue, tasks, workers
+from bloomd.runtime import claims, queue, releases, tasks, workers
 from bloomd.runtime.completion import complete
 from bloomd.runtime.explain import explain
 from bloomd.runtime.leases import lease
 from bloomd.runtime.model import Completion, Retry
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import NotFound
+from bloomd.runtime.releases import Release
 
 LONG = Retry(600, 600)
 
@@ -243,3 +244,22 @@ async def test_what_it_does_instead(db, new_task, new_worker, sql):
     assert await reason() == ("cancelled", "It was cancelled")
     with pytest.raises(NotFound):
         await explain(db, "nope")
+
+
+async def test_for_agents_that_tasks_are_pushed_to(new_task, new_worker, why, has):
+    await new_worker(url="http://127.0.0.1:1", max_concurrency=2)
+    task = await new_task()
+    will = "and will when it is dispatched, by hand or with tasks.auto_dispatch."
+    assert await why(task) == [("claimable", f"Nothing keeps it: 1 worker could take it, {will}")]
+    has("w1", "asked_at = 1")
+    [(_, sentence)] = await why(await new_task())
+    assert sentence.endswith("and will when asking for work.")
+
+
+async def test_given_back_before_it_was_an_attempt(db, new_task, new_worker, why):
+    await new_worker()
+    task = await new_task()
+    got = await lease(db, task.id, actor="test")
+    await releases.release(db, [Release(got.lease.id, retry_after_seconds=600)], actor="test")
+    [(code, sentence)] = await why(task)
+    assert (code, sentence.partition(" at 20")[0]) == ("retry-delay", "It was given back; the next attempt may start")
