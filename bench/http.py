@@ -19,7 +19,7 @@ CONNECTIONS = 16
 RUNS = 3
 SECONDS = 5.0
 # More than a run of `batch` can finish.
-BACKLOG = 60_000
+BACKLOG = 40_000
 
 UNITS = {
     "/api/runtime/health": "GET /health",
@@ -54,9 +54,9 @@ def register(bloomd: Bloomd) -> None:
 
 def fill(bloomd: Bloomd, tasks: int) -> None:
     """Tasks that wait, nothing else in the queue, and nothing left over from clients that are gone."""
+    statuses = {"filter": {"status": ["queued", "leased", "running"]}}
+    bloomd.http.post("/api/runtime/llm-tasks/cancel", json=statuses, timeout=300).raise_for_status()
     with psycopg.connect(bloomd.settings["database.url"], autocommit=True) as connection:
-        connection.execute("UPDATE leases SET status = 'released' WHERE status = 'active'")
-        connection.execute("UPDATE llm_tasks SET status = 'cancelled' WHERE status IN ('queued', 'leased', 'running')")
         connection.execute(
             "INSERT INTO llm_tasks (id, prompt, agent_slug, status, created_at) "
             "SELECT gen_random_uuid(), %s, %s, 'queued', bloom_now_ms() FROM generate_series(1, %s)",

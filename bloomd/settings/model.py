@@ -53,7 +53,11 @@ class Http(Section, frozen=True):
     ] = "0660"
     socket_group: Annotated[str | None, Meta(description="Group of a Unix socket in `bind`.")] = None
     api_key: Annotated[
-        str | None, Meta(description="The key that clients send. Without one, authentication is off.")
+        str | None,
+        Meta(
+            description="The key that clients send. Without one, and without named keys or workers' tokens,"
+            " authentication is off."
+        ),
     ] = None
     api_key_file: Annotated[
         str | None, Meta(description="A file that holds the key, instead of `api_key`, such as /etc/bloomd/api.key.")
