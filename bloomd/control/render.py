@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Event,
         Explanation,
         Json,
+        Key,
         Keys,
         Leader,
         LogLevel,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Status,
         Sync,
         SyncRound,
+        Token,
         Version,
         Worker,
         Workers,
@@ -195,11 +197,16 @@ def keys(answer: Keys, look: Look) -> Iterator[str]:
     if not answer["keys"]:
         yield "no key has a name"
         return
-    rows = [["name", "made", "by", "last used"]]
-    for key in answer["keys"]:
-        used = key["last_used_at"]
-        made = clock(key["created_at"] / 1000, look.now)
-        rows.append([key["name"], made, key["created_by"], "never" if used is None else look.ago(used / 1000)])
+    yield from made_and_used("name", ((key["name"], key) for key in answer["keys"]), look)
+
+
+def made_and_used(label: str, what: Iterable[tuple[str, Key | Token]], look: Look) -> Iterator[str]:
+    """A table of keys or tokens, each with what it is called."""
+    rows = [[label, "made", "by", "last used"]]
+    for called, each in what:
+        used = each["last_used_at"]
+        made = clock(each["created_at"] / 1000, look.now)
+        rows.append([called, made, each["created_by"], "never" if used is None else look.ago(used / 1000)])
     yield from table(rows, look, indent="")
 
 

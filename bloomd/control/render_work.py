@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bloomd.control.layout import clock, count, duration, section, table
-from bloomd.control.render import shown
+from bloomd.control.render import made_and_used, shown
 
 TYPE_CHECKING = False  # importing typing would cost as much as all of this
 if TYPE_CHECKING:
@@ -178,12 +178,7 @@ def tokens(answer: Tokens, look: Look) -> Iterator[str]:
     if not answer["tokens"]:
         yield "this worker has no token"
         return
-    rows = [["id", "made", "by", "last used"]]
-    for token in answer["tokens"]:
-        used = token["last_used_at"]
-        made = clock(token["created_at"] / 1000, look.now)
-        rows.append([token["id"], made, token["created_by"], "never" if used is None else look.ago(used / 1000)])
-    yield from table(rows, look, indent="")
+    yield from made_and_used("id", ((token["id"], token) for token in answer["tokens"]), look)
 
 
 def removed_token(answer: RemovedToken, look: Look) -> Iterator[str]:

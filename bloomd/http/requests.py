@@ -1,9 +1,10 @@
 """What the routes share: the node behind a request, who makes it, and lists in pages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
+import trio
 from litestar import Request, Response
 from litestar.params import Parameter
 
@@ -72,3 +73,10 @@ def page_of(
         query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
         headers["link"] = f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
     return Json(list(rows), headers=headers)
+
+
+async def cancel_when_gone(receive: Callable[[], Awaitable[Mapping[str, object]]], scope: trio.CancelScope) -> None:
+    """Cancel what is done for a client as soon as that has gone. For when its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

@@ -15,7 +15,7 @@ from bloomd.http.answers import Json
 from bloomd.http.asgi import Receive, Scope, Send
 from bloomd.http.bodies import convert, in_pieces
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, actor, node_of, page_of, worker_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, cancel_when_gone, node_of, page_of, worker_of
 from bloomd.runtime import artifacts, uploads
 from bloomd.runtime.artifacts import Content
 from bloomd.runtime.model import Artifact
@@ -134,7 +134,7 @@ class ContentAnswer:
             await send({"type": "http.response.body", "body": first[: len(part)], "more_body": False})
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
             try:
                 await self._send_pieces(first, part, send)
             except (NotFound, Unavailable) as error:
@@ -151,12 +151,6 @@ class ContentAnswer:
             with trio.fail_after(STALL_SECONDS):
                 await send({"type": "http.response.body", "body": piece, "more_body": at < part.stop})
             piece = await self._content.piece_at(at) if at < part.stop else b""
-
-
-async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 def matches(if_none_match: str, etag: str) -> bool:

@@ -9,7 +9,7 @@ from litestar import post
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.bodies import read
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Req, actor, node_of
+from bloomd.http.requests import Req, actor, cancel_when_gone, node_of
 from bloomd.http.routes.tasks import LeaseRequest
 from bloomd.membridge.dispatch import Dispatched, PushFailed
 from bloomd.membridge.execution import Execution
@@ -44,7 +44,7 @@ async def dispatch(request: Req, task_id: str) -> DispatchAnswer:
     dispatcher = node_of(request).dispatcher
     outcome: Dispatched | Exception = Unavailable("the client has gone")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
+        nursery.start_soon(cancel_when_gone, request.receive, nursery.cancel_scope)
         try:
             wanted = Wanted(task_id, body.worker_id, body.ttl_seconds)
             outcome = await dispatcher.dispatch(wanted, actor=actor(request))
@@ -59,12 +59,6 @@ async def dispatch(request: Req, task_id: str) -> DispatchAnswer:
             raise outcome
         case done:
             return DispatchAnswer(True, **msgspec.structs.asdict(done))
-
-
-async def _cancel_when_gone(request: Req, scope: trio.CancelScope) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 HANDLERS = [dispatch]

@@ -12,7 +12,7 @@ from bloomd.http.access import unauthorized, until_refused
 from bloomd.http.asgi import Scope
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem, problem_of
-from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of, worker_of
+from bloomd.http.requests import Cursor, Limit, Req, actor, cancel_when_gone, chosen, node_of, page_of, worker_of
 from bloomd.runtime import completion, leases, releases
 from bloomd.runtime.claims import Claim, Claimed
 from bloomd.runtime.heartbeats import Beat, Progress, heartbeat_many
@@ -106,7 +106,7 @@ async def claim(request: Req) -> ClaimAnswer:
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
+        nursery.start_soon(cancel_when_gone, request.receive, nursery.cancel_scope)
         if body.wait_seconds:
             nursery.start_soon(refuse)
         try:
@@ -199,13 +199,6 @@ def _refused(lease_id: str, refusal: Refusal) -> LeaseOutcome:
     return LeaseOutcome(
         lease_id, ok=False, status=problem.status, type=problem.body["type"], error=problem.body["error"]
     )
-
-
-async def _cancel_when_gone(request: Req, scope: trio.CancelScope) -> None:
-    """Nobody shall get a task whose connection is gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 HANDLERS = [listing, claim, heartbeat, complete, release]
