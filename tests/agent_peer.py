@@ -63,6 +63,11 @@ class AgentPeer(Peer):
         """What it told the runtime, and the status of the answer; 0 without one."""
         self.cloned: list[str] = []
 
+    @property
+    def errands(self) -> list[Request]:
+        """What it was asked to do: a health poll may come at any moment."""
+        return [each for each in self.requests if each.path != "/health"]
+
     async def _answer(self, request: Request) -> Reply:
         if (request.method, request.path) == ("GET", "/health"):
             return self.replies.get("/health", reply(self._health()))

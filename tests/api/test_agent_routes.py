@@ -108,7 +108,7 @@ async def test_an_agent_is_updated(worker, agent):
         200,
         {"status": "updated", "ok": True, "detail": URL, "version": "1.5.0"},
     )
-    request = agent.requests[-1]
+    request = agent.errands[-1]
     assert (request.method, request.path, request.json) == ("POST", "/self-update", {"repo_url": URL})
     assert request.headers["x-membridge-agent"] == KEY
     assert await worker.told() == ("worker.agent-updated", "api-key", f"from {URL}")
@@ -122,13 +122,13 @@ async def test_an_agent_may_want_to_know_from_where(worker, agent):
         answer = await worker.post("agent-update", json={"repo_url": url})
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "repo_url")
         assert "token-3f" not in answer.text
-    assert len(agent.requests) == 1
+    assert len(agent.errands) == 1
 
 
 async def test_an_agent_is_restarted(worker, agent):
     done = await worker.post("agent-restart")
     assert (done.status_code, done.json()) == (200, {"status": "restarted", "ok": True})
-    assert (agent.requests[-1].path, agent.requests[-1].json) == ("/restart", {})
+    assert (agent.errands[-1].path, agent.errands[-1].json) == ("/restart", {})
     assert await worker.told() == ("worker.agent-restarted", "api-key", None)
     assert (await worker.get()).json()["status"] == "online"
 
@@ -136,7 +136,7 @@ async def test_an_agent_is_restarted(worker, agent):
 async def test_a_worker_without_its_agent_gets_no_work_any_more(http, worker, agent):
     done = await worker.post("agent-uninstall")
     assert (done.status_code, done.json()) == (200, {"status": "uninstalled", "ok": True})
-    assert agent.requests[-1].path == "/uninstall"
+    assert agent.errands[-1].path == "/uninstall"
     after = (await worker.get()).json()
     assert (after["status"], after["cordoned"]) == ("offline", True)
     assert await worker.told() == ("worker.agent-uninstalled", "api-key", "offline and cordoned, leases it holds: 0")

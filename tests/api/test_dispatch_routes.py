@@ -85,7 +85,7 @@ async def test_a_task_is_pushed_and_its_outcome_told(http, keyed, agent, registe
     )  # fmt: skip
     assert agent.executed[0]["runtime_url"] == f"http://127.0.0.1:{keyed.port}/l/{lease_id}"
     assert agent.callbacks == [("heartbeat", 200), ("complete", 200)]
-    assert agent.requests[-1].headers["x-membridge-agent"] == AGENT_KEY
+    assert agent.errands[-1].headers["x-membridge-agent"] == AGENT_KEY
     assert KEY not in str(agent.requests)
     entries = (await off_loop(http.get, "/api/runtime/audit", params={"entity_id": id})).json()
     told = [(entry["action"], entry["actor"]) for entry in reversed(entries)]
