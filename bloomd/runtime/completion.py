@@ -155,7 +155,8 @@ COMPLETE_MANY: LiteralString = (
     COMPLETE
     + """
 SELECT lease.id AS lease_id, moved.id AS task_id, moved.status AS task_status, moved.attempts, moved.retry_at,
-       result.artifact_id, result.id AS result_id, lease.outcome, lease.ended_at - lease.started_at AS ran_ms
+       result.artifact_id, result.id AS result_id, lease.worker_id, lease.outcome,
+       lease.ended_at - lease.started_at AS ran_ms
   FROM lease
   JOIN moved  ON moved.id = lease.task_id
   JOIN result ON result.task_id = lease.task_id
@@ -196,6 +197,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class _EndedNow(Ended, frozen=True):
+    worker_id: str
     outcome: Outcome
     ran_ms: int
 
@@ -255,14 +257,18 @@ async def complete_many(
     )
     for done in ended:
         _note(database, done.outcome, done.task_status, done.attempts, done.ran_ms)
-    by_lease = {done.lease_id: _among_many(done) for done in ended}
+    by_lease = {done.lease_id: done for done in ended}
+
+    def found(completion: Completion) -> Ended | None:
+        done = by_lease.get(completion.lease_id or "")
+        return _among_many(done) if done and completion.worker_id in (None, done.worker_id) else None
 
     async def alone(completion: Completion) -> Ended:
         task_id = await tasks.of_lease(database, completion.lease_id)
         done = await complete(database, task_id, completion, retry=retry, actor=actor)
         return _ended(completion.lease_id or "", done)
 
-    return await settled(completions, lambda each: by_lease.get(each.lease_id or ""), alone)
+    return await settled(completions, found, alone)
 
 
 def _said(place: int, completion: Completion, retry: Retry, task_id: str | None = None) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Feed:
             self._wanted.set()
         if position is None:
             subscription.join(self._recent, self._recent.head)
-        elif found.kept and position[0] < found.horizon:
+        elif found.kept and position[0] <= found.horizon:
             subscription.catch_up(self._recent, position, self._missed)
         else:
             subscription.reset(self._recent)

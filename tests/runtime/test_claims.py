@@ -531,3 +531,13 @@ async def test_pausing_and_holding_back_are_audited_once(db, new_worker, sql):
         ("queue.resumed", "ann", None),
         ("worker.uncordoned", "ann", "it holds 0 leases"),
     ]
+
+
+async def test_who_names_another_worker_gets_no_answer_of_a_completion_among_many(db, new_task, new_worker):
+    await new_worker()
+    await new_task()
+    [got] = await claim(db, Claim("w1"), actor="test")
+    said = [Completion(status="success", lease_id=got.lease.id, worker_id=name) for name in (None, "w2", "w1")]
+    first, other, again = await completion.complete_many(db, said, retry=RETRY, actor="test")
+    assert first == again
+    assert isinstance(other, LeaseLost)
