@@ -25,8 +25,8 @@ from psycopg.types.json import Jsonb
 
 from bloomd.runtime import releases
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 from bloomd.runtime.model import Lease, Task
-from bloomd.runtime.tasks import Id
 
 # Beyond the time that a task allows an attempt: to start, to stop, and to send the result.
 GRACE_SECONDS = 30

@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 from bloomd.runtime.refusals import Conflict, Invalid, NotFound
 
 # So long after the last sign of whoever does it, an operation is under way no more.
@@ -243,10 +244,6 @@ class Outcome(msgspec.Struct, frozen=True):
     """Where the node has it, as far as it says so."""
 
 
-class _Id(msgspec.Struct, frozen=True):
-    id: str
-
-
 async def named(database: Database, name: str, *, with_url: bool = True) -> Target:
     """The worker of this name, or whose node has it.
 
@@ -285,7 +282,7 @@ async def begin(database: Database, operation: Operation, nodes: Sequence[str], 
         Conflict: none of them was.
     """
     begun = await database.change(
-        _Id,
+        Id,
         BEGIN,
         id=operation.project_id,
         operation=operation.id,
@@ -313,7 +310,7 @@ async def settle(database: Database, operation: Operation, node: str, outcome: O
         Conflict: something else has begun on the node, because this took too long to be still believed in.
     """
     settled = await database.change(
-        _Id,
+        Id,
         SETTLE,
         id=operation.project_id,
         operation=operation.id,
@@ -331,13 +328,13 @@ async def settle(database: Database, operation: Operation, node: str, outcome: O
 async def end(database: Database, operation: Operation, *, actor: str) -> None:
     """Say that it is over, on all its nodes: the project is as they are, unless a later operation has begun."""
     await database.change(
-        _Id, END, id=operation.project_id, operation=operation.id, status=operation.ends_as, actor=actor
+        Id, END, id=operation.project_id, operation=operation.id, status=operation.ends_as, actor=actor
     )
 
 
 async def end_overdue(database: Database) -> None:
     """End as failed what nobody is at any more."""
-    await database.change(_Id, END_OVERDUE, error=OVERDUE)
+    await database.change(Id, END_OVERDUE, error=OVERDUE)
 
 
 async def note_sync(
@@ -349,10 +346,10 @@ async def note_sync(
         NotFound: there is no such project.
     """
     action = f"project.memory-{direction}" + ("-failed" if error else "")
-    if not await database.change(_Id, NOTE_SYNC, id=id, node=node, error=error, action=action, actor=actor):
+    if not await database.change(Id, NOTE_SYNC, id=id, node=node, error=error, action=action, actor=actor):
         raise NotFound("Project not found")
 
 
 async def _exists(database: Database, id: str) -> None:
-    if not await database.rows(_Id, "SELECT id FROM managed_projects WHERE id = %(id)s", id=id):
+    if not await database.rows(Id, "SELECT id FROM managed_projects WHERE id = %(id)s", id=id):
         raise NotFound("Project not found")

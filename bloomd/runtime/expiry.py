@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 
 from bloomd.postgres import Connection
 from bloomd.runtime.database import Database, rows
+from bloomd.runtime.ids import Id
 from bloomd.runtime.model import AttemptOutcome, Retry, TaskStatus
 
 # Leases ended by one statement of the sweeper: it holds the locks of as many tasks for some milliseconds.
@@ -135,10 +136,6 @@ class Expired(msgspec.Struct, frozen=True):
     attempts: int | None
 
 
-class _Id(msgspec.Struct, frozen=True):
-    id: str
-
-
 async def expire(database: Database, *, retry: Retry, epoch: int) -> list[Expired]:
     """End a batch of the leases whose time is over, as the leader of this epoch; their tasks are queued again, or dead.
 
@@ -155,7 +152,7 @@ async def expire(database: Database, *, retry: Retry, epoch: int) -> list[Expire
 
 async def rescue(database: Database, *, epoch: int) -> list[str]:
     """Free a batch of the tasks that are under way without an active lease; their ids."""
-    rescued = await database.change(_Id, RESCUE, batch=SWEEP_BATCH, epoch=epoch)
+    rescued = await database.change(Id, RESCUE, batch=SWEEP_BATCH, epoch=epoch)
     if rescued:
         database.on_offer()
         database.meters.stranded(len(rescued))
@@ -164,7 +161,7 @@ async def rescue(database: Database, *, epoch: int) -> list[str]:
 
 async def promote(database: Database, *, epoch: int) -> int:
     """Let claims find a batch of the tasks that have waited for their time; how many."""
-    promoted = await database.rows(_Id, PROMOTE, batch=SWEEP_BATCH, epoch=epoch)
+    promoted = await database.rows(Id, PROMOTE, batch=SWEEP_BATCH, epoch=epoch)
     if promoted:
         database.on_offer()
     return len(promoted)

@@ -10,10 +10,10 @@ import msgspec
 
 from bloomd.runtime import queue, tasks
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 from bloomd.runtime.model import Lease, LeaseStatus, Worker
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NoWorker
-from bloomd.runtime.tasks import Id
 
 # Somebody who names a worker that nobody can call speaks for it: such a worker shows life in no other way.
 SIGN_OF_LIFE = """

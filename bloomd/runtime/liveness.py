@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from bloomd.errors import Unavailable
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 
 # The connections of pushes in a row that a worker does not take, with which it goes offline.
 TOO_OFTEN_UNREACHED = 3
@@ -201,10 +202,6 @@ class _Mirrored(msgspec.Struct, frozen=True):
     led: bool
 
 
-class _Id(msgspec.Struct, frozen=True):
-    id: str
-
-
 class _Polled(msgspec.Struct, frozen=True):
     before: str
     """Its status until now."""
@@ -232,7 +229,7 @@ async def mirror(database: Database, agents: Sequence[msgspec.Struct], epoch: in
     if not done.led:
         raise Unavailable(f"this node does not lead any more: epoch {epoch} is over")
     gone = await database.change(
-        _Id,
+        Id,
         SILENT,
         sources=["membridge"],
         listed=[agent["id"] for agent in listed],
@@ -253,7 +250,7 @@ async def mark_silent(database: Database, *, offline_after: float, mirrored: boo
     nobody offline.
     """
     silent = await database.change(
-        _Id,
+        Id,
         SILENT,
         sources=["direct"] if mirrored else ["direct", "membridge"],
         listed=None,
@@ -281,7 +278,7 @@ async def record_answer(database: Database, poll: msgspec.Struct, *, actor: str)
 
 async def record_no_answer(database: Database, id: str, error: str, *, actor: str) -> None:
     """Take a worker offline that has not answered somebody who asked by hand."""
-    await database.change(_Id, UNANSWERED, id=id, error=error, actor=actor)
+    await database.change(Id, UNANSWERED, id=id, error=error, actor=actor)
 
 
 async def _record(database: Database, polls: Sequence[msgspec.Struct], epoch: int | None, actor: str) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from bloomd.runtime.database import Database
-from bloomd.runtime.ids import new_id
+from bloomd.runtime.ids import Id, new_id
 from bloomd.runtime.refusals import NotFound
 
 KEEP_DAYS = 90
@@ -71,14 +71,10 @@ class Job(msgspec.Struct, frozen=True):
     finished_at: float | None
 
 
-class _Id(msgspec.Struct, frozen=True):
-    id: str
-
-
 async def begin(database: Database, action: str, *, project: str, canonical_id: str, agent: str) -> str:
     """Write down that the agent is about to be asked; the id of the job."""
     [job] = await database.change(
-        _Id,
+        Id,
         BEGIN,
         id=new_id(),
         action=action,

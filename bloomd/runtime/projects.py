@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from bloomd.runtime import clonings
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Invalid, NotFound
 
@@ -115,10 +116,6 @@ class NewProject(msgspec.Struct, frozen=True):
         None
     )
     """Where the nodes put it; without one, where each has its repositories."""
-
-
-class _Id(msgspec.Struct, frozen=True):
-    id: str
 
 
 def flaws(new: NewProject) -> Iterator[tuple[str, str]]:
@@ -230,5 +227,5 @@ async def remove(database: Database, id: str, *, actor: str) -> None:
     Raises:
         NotFound: there is none with this id.
     """
-    if not await database.change(_Id, REMOVE, id=id, actor=actor):
+    if not await database.change(Id, REMOVE, id=id, actor=actor):
         raise NotFound("Project not found")

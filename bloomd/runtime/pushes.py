@@ -22,12 +22,12 @@ from bloomd.runtime import leases, releases, workers
 from bloomd.runtime.claims import GRACE_SECONDS
 from bloomd.runtime.completion import COMPLETED_BEFORE, Completed
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 from bloomd.runtime.leases import Leased, Wanted
 from bloomd.runtime.liveness import TOO_OFTEN_UNREACHED
 from bloomd.runtime.model import AttemptOutcome, Lease, LeaseStatus, Retry
 from bloomd.runtime.refusals import Invalid, NoWorker, Refusal
 from bloomd.runtime.releases import Release
-from bloomd.runtime.tasks import Id
 
 # Characters of an error that a lease keeps, as with a completion.
 REASON_LIMIT = 1000

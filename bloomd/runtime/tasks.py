@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided
-from bloomd.runtime.ids import new_id
+from bloomd.runtime.ids import Id, new_id
 from bloomd.runtime.model import AttemptOutcome, NewTask, Task, TaskStatus
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import Conflict, NotFound
@@ -131,10 +131,6 @@ class Created(msgspec.Struct, frozen=True):
     task: Task
     new: bool
     """False when a task with the same idempotency key was there before."""
-
-
-class Id(msgspec.Struct, frozen=True):
-    id: str
 
 
 class _Cancelled(msgspec.Struct, frozen=True):

@@ -28,10 +28,9 @@ from bloomd.errors import Unavailable
 from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided, refuse_lost
-from bloomd.runtime.ids import new_id
+from bloomd.runtime.ids import Id, new_id
 from bloomd.runtime.model import Artifact, Label, Name, WorkerName
 from bloomd.runtime.refusals import Conflict, Refusal
-from bloomd.runtime.tasks import Id
 
 # So much of one upload is in memory at a time. A text that is no longer stands in the row of its artifact, and in the
 # JSON of whoever asks for that.

@@ -13,8 +13,8 @@ from psycopg.types.json import Jsonb
 from bloomd.errors import Unavailable
 from bloomd.runtime.claims import Claim, Claimed, claim, sign_of_life
 from bloomd.runtime.database import Database
+from bloomd.runtime.ids import Id
 from bloomd.runtime.refusals import NotFound
-from bloomd.runtime.tasks import Id
 from bloomd.runtime.wakeups import Wakeups
 
 # Should every notification be lost, somebody who waits gets a new task this late.

@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from bloomd.runtime import expiry
 from bloomd.runtime.database import Database, rows
+from bloomd.runtime.ids import Id
 from bloomd.runtime.liveness import CAPABILITIES_LIMIT
 from bloomd.runtime.model import Lease, NewWorker, Retry, Worker
 from bloomd.runtime.pages import Page
@@ -127,10 +128,6 @@ class Registered(msgspec.Struct, frozen=True):
     new: bool
 
 
-class _Id(msgspec.Struct, frozen=True):
-    id: str
-
-
 async def register(
     database: Database, worker: NewWorker, *, capabilities: dict[str, Any] | None = None, actor: str
 ) -> Registered:
@@ -217,7 +214,7 @@ async def uncordon(database: Database, id: str, *, actor: str) -> Worker:
 
 async def retire(database: Database, id: str, *, actor: str) -> None:
     """Expect nothing more of a worker whose agent was uninstalled. Its leases expire, and it may be removed."""
-    await database.change(_Id, RETIRE, id=id, actor=actor)
+    await database.change(Id, RETIRE, id=id, actor=actor)
 
 
 async def _hold_back(
@@ -245,7 +242,7 @@ async def remove(database: Database, id: str, *, force: Retry | None = None, act
                     if force
                     else []
                 )
-                if not await rows(connection, _Id, REMOVE, {"id": id, "actor": actor}):
+                if not await rows(connection, Id, REMOVE, {"id": id, "actor": actor}):
                     raise _StillBusy
         except _StillBusy:
             continue

@@ -7,9 +7,9 @@ from bloomd.runtime import claims, completion, tasks, waiting_room, workers
 from bloomd.runtime.claims import Claim
 from bloomd.runtime.explain import explain
 from bloomd.runtime.heartbeats import Beat, heartbeat
+from bloomd.runtime.ids import Id
 from bloomd.runtime.leases import lease
 from bloomd.runtime.model import Completion, Retry
-from bloomd.runtime.tasks import Id
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from bloomd.runtime import (
 )
 from bloomd.runtime.claims import Claim, claim
 from bloomd.runtime.heartbeats import Beat, heartbeat, heartbeat_many
+from bloomd.runtime.ids import Id
 from bloomd.runtime.leader import CAMPAIGN, Leader, Leadership
 from bloomd.runtime.model import Completion, Retry
 from bloomd.runtime.refusals import Conflict, Invalid, LeaseLost, NoWorker, Refusal, TaskCancelled
@@ -575,7 +576,7 @@ class TestClaim:
         async def those_called():
             waiting = json.dumps([{"id": name, "labels": None} for name in ("w5", "w4", "w3", "w2", "w1")])
             asked = {"waiting": waiting, "many": 64, "few": 4}
-            return {each.id for each in await db.rows(tasks.Id, waiting_room.COULD_CLAIM, **asked)}
+            return {each.id for each in await db.rows(Id, waiting_room.COULD_CLAIM, **asked)}
 
         assert await those_called() == set()
         await new_task(**task)
@@ -590,7 +591,7 @@ class TestClaim:
         sql("""UPDATE workers SET capabilities = capabilities || '{"sessions": true}'""")
         await new_task(context_id="c")
         waiting = json.dumps([{"id": "w2", "labels": None}])
-        assert await db.rows(tasks.Id, waiting_room.COULD_CLAIM, waiting=waiting, many=64, few=4) == []
+        assert await db.rows(Id, waiting_room.COULD_CLAIM, waiting=waiting, many=64, few=4) == []
 
     async def test_what_it_leaves_is_offered_to_the_others(self, db, new_task, new_worker):
         await new_worker(max_concurrency=2, labels=["gpu"])
