@@ -5,33 +5,17 @@ agent's answer and the completion that it has sent before differ, the completion
 nowhere, even if an agent sends it back.
 """
 
-import re
 from typing import Any
 
 import msgspec
 
+from bloomd.membridge.agents import UNSTORABLE
 from bloomd.membridge.calls import AgentAnswer
 from bloomd.runtime.model import Completion, Lease, Metrics, Result, Task
 from bloomd.settings import Tcp, parse_bind
 
 # An agent's error becomes the task's, which lists show.
 ERROR_LIMIT = 4000
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-class Execution(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the attempt ended, in the words of an agent; what it did not say is left out."""
-
-    ok: bool
-    task_id: str
-    context_id: str
-    output: str | None = None
-    error: str | None = None
-    duration_ms: int | None = None
-    returncode: int | None = None
-    session_messages: int | None = None
-    detail: str | None = None
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -44,6 +28,13 @@ class Said(msgspec.Struct, frozen=True):
     returncode: int | None = None
     session_messages: int | None = None
     detail: str | None = None
+
+
+class Execution(Said, frozen=True, omit_defaults=True, kw_only=True):
+    """How the attempt ended, in the words of an agent; what it did not say is left out."""
+
+    task_id: str
+    context_id: str
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -92,7 +83,7 @@ def _said(said: dict[str, Any], key: str | None) -> Said | None:
 def _text(value: Any, key: str | None) -> str | None:
     if not isinstance(value, str):
         return None
-    text = _UNSTORABLE.sub("\ufffd", value)
+    text = UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
     return text.replace(key, "****") if key else text
 
 

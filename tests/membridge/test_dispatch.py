@@ -29,7 +29,10 @@ async def test_a_push_that_succeeds(pushing: Pushing) -> None:
         id,
         "w1",
         lease_id,
-        Execution(True, id, "c1", output="Hello", duration_ms=0, returncode=0, session_messages=2, detail=""),
+        Execution(
+            True, task_id=id, context_id="c1", output="Hello", duration_ms=0, returncode=0, session_messages=2,
+            detail="",
+        ),
         "completed",
     )  # fmt: skip
     assert pushing.agent.executed == [
