@@ -36,6 +36,7 @@ URL_PATTERN = (
 )
 
 # What stands before the host of a URL. Nobody can make a project with it any more; the Node.js runtime took it.
+_CANONICAL_ID = re.compile(r"[0-9a-f]{16}")
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
 
 ADD = """
@@ -151,6 +152,10 @@ def url_problem(url: str) -> str | None:
 def canonical_id(name: str) -> str:
     """By which Membridge knows a project of this name."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def is_canonical_id(text: str) -> bool:
+    return _CANONICAL_ID.fullmatch(text) is not None
 
 
 def without_users(text: str) -> str:

@@ -1,6 +1,5 @@
 """The Membridge proxy: a few known paths of the control plane, with its admin key added, and no others."""
 
-import re
 from typing import Any, cast
 
 from litestar import Response, get, post
@@ -10,10 +9,9 @@ from bloomd.http.bodies import read_json
 from bloomd.http.problems import Problem
 from bloomd.http.requests import Req, actor, node_of
 from bloomd.runtime import audit
+from bloomd.runtime.projects import is_canonical_id
 
 PASSES_ON = {"passes_on": True, "refuses": (502,)}
-
-_CANONICAL_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @get("/api/membridge/health", summary="Membridge: its health", opt=PASSES_ON)
@@ -84,7 +82,7 @@ async def _forward(request: Req, method: str, path: str, body: Any = None) -> Re
 
 
 def _checked(canonical_id: str) -> str:
-    if not _CANONICAL_ID.fullmatch(canonical_id):
+    if not is_canonical_id(canonical_id):
         raise Problem(
             404, "A project is named by its canonical id: 16 hexadecimal digits, lower case", type="not-found"
         )

@@ -5,8 +5,6 @@ agent in the field cannot be corrected: what is unusable counts as not sent, by 
 the answers of a server (`bloomd.membridge.agents`).
 """
 
-import hashlib
-import re
 from typing import Any, cast
 
 import msgspec
@@ -22,14 +20,13 @@ from bloomd.membridge.agents import (
     texts,
     web_url,
 )
+from bloomd.runtime import projects
 
 PROJECT_LIMIT = 256
 
 # A year; who wants a primary for longer selects it again.
 LONGEST_LEASE_SECONDS = 365 * 86400.0
 LEASE_SECONDS = 3600.0
-
-_CANONICAL_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class Refused(Exception):
@@ -104,7 +101,7 @@ def new_agent(body: dict[str, Any]) -> NewAgent:
 def new_project(body: dict[str, Any]) -> tuple[str, str]:
     """A name, and the id that goes with it unless another one is sent."""
     called = name(body, "name", PROJECT_LIMIT)
-    return called, canonical_id(body) if body.get("canonical_id") else id_of(called)
+    return called, canonical_id(body) if body.get("canonical_id") else projects.canonical_id(called)
 
 
 def heartbeat(body: dict[str, Any]) -> Heartbeat:
@@ -146,15 +143,6 @@ def canonical_id(body: dict[str, Any]) -> str:
         Refused: 422, it is none.
     """
     value = body.get("canonical_id")
-    if not isinstance(value, str) or not is_canonical_id(value):
+    if not isinstance(value, str) or not projects.is_canonical_id(value):
         raise Refused(422, "canonical_id: expected 16 hexadecimal digits, lower case")
     return value
-
-
-def is_canonical_id(text: str) -> bool:
-    return _CANONICAL_ID.fullmatch(text) is not None
-
-
-def id_of(project: str) -> str:
-    """The id of the project of this name, where nobody says another one."""
-    return hashlib.sha256(project.encode()).hexdigest()[:16]

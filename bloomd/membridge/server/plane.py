@@ -17,6 +17,8 @@ from bloomd.runtime import membridge_jobs as jobs
 from bloomd.runtime import membridge_leadership as leadership
 from bloomd.runtime import membridge_projects as projects
 from bloomd.runtime.database import Database
+from bloomd.runtime.projects import canonical_id as canonical_id_by_name
+from bloomd.runtime.projects import is_canonical_id
 from bloomd.settings import Settings
 
 # A push or pull moves a project's memory over the network of the agent. Whoever asked for it may have gone by then.
@@ -145,7 +147,7 @@ class Plane:
         if not agent.url:
             raise Refused(400, "The agent has no URL to be asked at: register it with one")
         canonical_id = await projects.canonical_id_of(self._database, project) or (
-            project if bodies.is_canonical_id(project) else bodies.id_of(project)
+            project if is_canonical_id(project) else canonical_id_by_name(project)
         )
         told = {"project": project, "canonical_id": canonical_id, "agent": name}
         job = await jobs.begin(self._database, action, **told)
@@ -184,7 +186,7 @@ class Plane:
         return _Outcome(
             done=answer.said.get("ok") is True,
             detail=detail,
-            canonical_id=theirs if isinstance(theirs, str) and bodies.is_canonical_id(theirs) else None,
+            canonical_id=theirs if isinstance(theirs, str) and is_canonical_id(theirs) else None,
         )
 
     async def jobs(self, call: Call) -> Reply:
@@ -202,7 +204,7 @@ class Plane:
 
 
 def _project(call: Call) -> str:
-    if not bodies.is_canonical_id(call.captured[0]):
+    if not is_canonical_id(call.captured[0]):
         raise Refused(404, "A project is named by its canonical id: 16 hexadecimal digits, lower case")
     return call.captured[0]
 
