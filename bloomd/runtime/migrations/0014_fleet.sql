@@ -37,12 +37,14 @@ CREATE TABLE conversations (
 CREATE FUNCTION bloom_holder(context_id varchar, pinned_worker_id varchar, labels jsonb) RETURNS varchar
 LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 BEGIN
+    IF context_id = '' THEN
+        RETURN NULL;
+    END IF;
     RETURN (
         SELECT holder.id
           FROM conversations
           JOIN workers AS holder ON holder.id = conversations.worker_id
-         WHERE bloom_holder.context_id <> ''
-           AND conversations.context = md5(bloom_holder.context_id)
+         WHERE conversations.context = md5(bloom_holder.context_id)
            AND holder.capabilities -> 'sessions' = 'true'::jsonb
            AND (holder.active_leases >= holder.capacity OR holder.asked_at > bloom_now_ms() - 60000)
            AND coalesce(bloom_misfit(holder.id, holder.status, holder.capabilities, holder.active_leases,
