@@ -5,6 +5,7 @@ A method is a coroutine with a name. It gets its parameters as a Struct, already
 ================================  ==========================================================================
 `ControlError`, `Misconfigured`  the caller can do something about it: its text is the answer
 `Refusal`                         the rules say no: its text is the answer
+`BadCursor`, `BadFilter`          a parameter is none of ours: its name and the text are the answer
 `Unavailable`                     something is away: its text is the answer, with a code that says "try later"
 anything else                     a bug of ours: logged with its traceback, and the client learns nothing but that
 ================================  ==========================================================================
@@ -36,6 +37,8 @@ from bloomd.control.connection import Connection
 from bloomd.control.peer import Peer, may_command, peer_of
 from bloomd.control.protocol import Request, encode_error, encode_result
 from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.runtime.bulk import BadFilter
+from bloomd.runtime.pages import BadCursor
 from bloomd.runtime.refusals import Refusal
 
 log = structlog.stdlib.get_logger(__name__)
@@ -138,6 +141,10 @@ class ControlServer:
             return encode_result(request.id, await self._perform(request, call))
         except ControlError as error:
             code, message = error.code, str(error)
+        except BadCursor as error:
+            code, message = INVALID_PARAMS, f"cursor: {error}"
+        except BadFilter as error:
+            code, message = INVALID_PARAMS, f"filter: {error}"
         except Unavailable as error:
             code, message = UNAVAILABLE, str(error)
         except (Misconfigured, Refusal) as error:

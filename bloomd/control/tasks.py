@@ -10,18 +10,18 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from bloomd.control.codes import INVALID_PARAMS
 from bloomd.control.server import Call, ControlError, Method
 from bloomd.control.work import Of, Subject
 from bloomd.errors import one_line
 from bloomd.membridge.dispatch import Dispatched, PushFailed
 from bloomd.node import Node
 from bloomd.runtime import artifacts, bulk, completion, heartbeats, leases, results, tasks
+from bloomd.runtime.bulk import BulkRequest
 from bloomd.runtime.completion import Completed
 from bloomd.runtime.heartbeats import Beat
 from bloomd.runtime.leases import Leased, Wanted
 from bloomd.runtime.model import Artifact, Completion, Lease, NewTask, Result, Task, TaskStatus
-from bloomd.runtime.pages import BadCursor, Page
+from bloomd.runtime.pages import Page
 from bloomd.runtime.tasks import Attempt
 
 # A line of the protocol has room for a mebibyte, and base64 takes a third more than what it says.
@@ -41,13 +41,6 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_id: str | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: str | None = None
-
-
-class Matching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All tasks that match; with `dry_run` they are only counted."""
-
-    filter: bulk.TaskFilter
-    dry_run: bool = False
 
 
 class ToLease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,10 +103,7 @@ def methods(node: Node) -> Sequence[Method[Any]]:
         return Tasks([each.task for each in created])
 
     async def listing(params: Filter, call: Call) -> Tasks:
-        try:
-            page = Page.after(params.cursor, params.limit)
-        except BadCursor as error:
-            raise ControlError(f"cursor: {error}", INVALID_PARAMS) from error
+        page = Page.after(params.cursor, params.limit)
         found = await tasks.listing(
             database,
             page,
@@ -157,19 +147,11 @@ def methods(node: Node) -> Sequence[Method[Any]]:
     async def requeue(params: Of, call: Call) -> Task:
         return await tasks.requeue(database, params.name, actor=call.user)
 
-    async def cancel_all(params: Matching, call: Call) -> bulk.Outcome:
-        return await change_all(bulk.CANCEL, params, call)
+    async def cancel_all(params: BulkRequest, call: Call) -> bulk.Outcome:
+        return await bulk.carry_out(database, bulk.CANCEL, params, actor=call.user)
 
-    async def requeue_all(params: Matching, call: Call) -> bulk.Outcome:
-        return await change_all(bulk.REQUEUE, params, call)
-
-    async def change_all(action: bulk.Action, params: Matching, call: Call) -> bulk.Outcome:
-        try:
-            if params.dry_run:
-                return bulk.Outcome(matched=await bulk.count(database, action, params.filter), changed=0)
-            return await bulk.run(database, action, params.filter, actor=call.user)
-        except bulk.BadFilter as error:
-            raise ControlError(f"filter: {error}", INVALID_PARAMS) from error
+    async def requeue_all(params: BulkRequest, call: Call) -> bulk.Outcome:
+        return await bulk.carry_out(database, bulk.REQUEUE, params, actor=call.user)
 
     async def list_artifacts(params: Of, call: Call) -> Artifacts:
         found = await artifacts.listing(database, Page(limit=1000), task_id=params.name)
@@ -190,8 +172,8 @@ def methods(node: Node) -> Sequence[Method[Any]]:
         Method("task.complete", complete, Done, mutating=True, leaves_trace=True),
         Method("task.cancel", cancel, Of, mutating=True, leaves_trace=True),
         Method("task.requeue", requeue, Of, mutating=True, leaves_trace=True),
-        Method("tasks.cancel", cancel_all, Matching, mutating=True, leaves_trace=True),
-        Method("tasks.requeue", requeue_all, Matching, mutating=True, leaves_trace=True),
+        Method("tasks.cancel", cancel_all, BulkRequest, mutating=True, leaves_trace=True),
+        Method("tasks.requeue", requeue_all, BulkRequest, mutating=True, leaves_trace=True),
         Method("artifact.list", list_artifacts, Of),
         Method("artifact.read", read, Piece),
     ]

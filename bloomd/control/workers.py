@@ -14,7 +14,7 @@ from bloomd.membridge.errands import AgentHealth, Done
 from bloomd.node import Node
 from bloomd.runtime import tokens, workers
 from bloomd.runtime.model import Lease, NewWorker, Worker, WorkerStatus
-from bloomd.runtime.pages import BadCursor, Page
+from bloomd.runtime.pages import Page
 from bloomd.runtime.projects import url_problem
 from bloomd.runtime.tokens import Enrolment, MadeToken, Token
 from bloomd.runtime.workers import Registered
@@ -78,10 +78,7 @@ def methods(node: Node) -> Sequence[Method[Any]]:
     database = node.database
 
     async def listing(params: Filter, call: Call) -> Workers:
-        try:
-            page = Page.after(params.cursor, params.limit)
-        except BadCursor as error:
-            raise ControlError(f"cursor: {error}", INVALID_PARAMS) from error
+        page = Page.after(params.cursor, params.limit)
         found = await workers.listing(database, page, status=params.status)
         return Workers(found, page.next(found, lambda worker: (worker.registered_at, worker.id)))
 

@@ -11,6 +11,7 @@ from litestar.exceptions import HTTPException
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.asgi import Send
 from bloomd.membridge.errands import AgentFailed
+from bloomd.runtime.bulk import BadFilter
 from bloomd.runtime.pages import BadCursor
 from bloomd.runtime.refusals import Conflict, Invalid, LeaseLost, NotFound, NoWorker, Refusal, TaskCancelled
 
@@ -89,6 +90,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(status, one_line(error), type=type, headers=headers)
         case BadCursor():
             return Problem(400, one_line(error), errors=[FieldError("cursor", one_line(error))])
+        case BadFilter():
+            return Problem(400, f"filter: {error}", type="invalid", errors=[FieldError("filter", str(error))])
         case AgentFailed():
             return Problem(502, one_line(error), type="agent-failed")
         case Unavailable():

@@ -163,6 +163,14 @@ class TaskFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Created before this time."""
 
 
+class BulkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Here an unknown field is an error: a misspelt `dry_run` must not do what was only asked about."""
+
+    filter: TaskFilter
+    dry_run: bool = False
+    """Count what matches, and change nothing."""
+
+
 class Outcome(msgspec.Struct, frozen=True):
     matched: int
     """Tasks that match the filter, and to which the action applies."""
@@ -191,6 +199,17 @@ class _Moved(msgspec.Struct, frozen=True):
     attempts: int
     ran_ms: int | None
     """How long the attempt had run that ended with it."""
+
+
+async def carry_out(database: Database, action: Action, request: BulkRequest, *, actor: str) -> Outcome:
+    """Do what is asked for, or only count it.
+
+    Raises:
+        BadFilter: no condition at all, or a status that the action does not apply to.
+    """
+    if request.dry_run:
+        return Outcome(matched=await count(database, action, request.filter), changed=0)
+    return await run(database, action, request.filter, actor=actor)
 
 
 async def count(database: Database, action: Action, filter: TaskFilter) -> int:

@@ -1,21 +1,11 @@
 """Requeue or cancel all tasks that match a filter."""
 
-import msgspec
 from litestar import post
 
 from bloomd.http.bodies import read
-from bloomd.http.problems import FieldError, Problem
 from bloomd.http.requests import Req, actor, node_of
 from bloomd.runtime import bulk
-from bloomd.runtime.bulk import CANCEL, REQUEUE, Action, BadFilter, Outcome, TaskFilter
-
-
-class BulkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Here an unknown field is an error: a misspelt `dry_run` must not do what was only asked about."""
-
-    filter: TaskFilter
-    dry_run: bool = False
-    """Count what matches, and change nothing."""
+from bloomd.runtime.bulk import CANCEL, REQUEUE, Action, BulkRequest, Outcome
 
 
 @post(
@@ -41,14 +31,8 @@ async def cancel(request: Req) -> Outcome:
 
 
 async def _do(request: Req, action: Action) -> Outcome:
-    database = node_of(request).database
     body = await read(request, BulkRequest)
-    try:
-        if body.dry_run:
-            return Outcome(matched=await bulk.count(database, action, body.filter), changed=0)
-        return await bulk.run(database, action, body.filter, actor=actor(request))
-    except BadFilter as error:
-        raise Problem(400, f"filter: {error}", type="invalid", errors=[FieldError("filter", str(error))]) from error
+    return await bulk.carry_out(node_of(request).database, action, body, actor=actor(request))
 
 
 HANDLERS = [requeue, cancel]
