@@ -14,7 +14,7 @@ run: $(VENV)/.run
 	@exec $(VENV)/bin/bloomd dev $(ARGS)
 
 test: $(VENV)/.dev lint
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check --quiet .
