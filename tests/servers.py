@@ -41,6 +41,15 @@ def eventually(condition: Callable[[], object], *, seconds: float = DEADLINE_SEC
         time.sleep(0.01)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it is not only waiting to be reaped."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -124,7 +133,7 @@ class PostgresServer:
         self.cluster.clean_up()
 
     def kill(self) -> None:
-        """As a crash does: the postmaster is gone at once, its sessions soon after."""
+        """As a crash does: the postmaster is gone at once, its sessions follow by themselves; returns when they have."""
         self._end(signal.SIGKILL)
         self.cluster.clean_up()
 
@@ -175,8 +184,10 @@ class PostgresServer:
     def _end(self, how: signal.Signals) -> None:
         if self._process and self.is_running:
             self.sigcont()
+            sessions = self._processes()[1:]
             self._process.send_signal(how)
             self._process.wait(DEADLINE_SECONDS)
+            eventually(lambda: not any(map(is_running, sessions)))
 
     def _processes(self) -> list[int]:
         # The postmaster first: frozen, it starts no new session.

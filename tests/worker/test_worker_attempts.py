@@ -4,7 +4,8 @@ import json
 
 import pytest
 import trio
-from fake import ends, is_running, the_pid
+from fake import ends, the_pid
+from servers import is_running
 
 from bloomd.worker import attempt
 from bloomd.worker.claude import CUT_NOTE

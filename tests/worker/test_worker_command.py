@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from bloomd_process import BIN, KEY
-from fake import FAKE, is_running
-from servers import eventually
+from fake import FAKE
+from servers import eventually, is_running
 
 from bloomd.settings import SettingsError, load
 from bloomd.worker.contexts import name_of

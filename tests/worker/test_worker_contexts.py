@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from fake import is_running
+from servers import is_running
 
 from bloomd.errors import Misconfigured
 from bloomd.worker import contexts as worker_contexts

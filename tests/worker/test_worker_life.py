@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import trio
-from fake import ends, is_running, the_pid
+from fake import ends, the_pid
+from servers import is_running
 from structlog.testing import capture_logs
 
 from bloomd.errors import Misconfigured

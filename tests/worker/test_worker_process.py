@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from fake import FAKE, ends, is_running, the_pid
+from fake import FAKE, ends, the_pid
+from servers import is_running
 
 from bloomd.worker import process
 from bloomd.worker.guard import guarded
