@@ -133,7 +133,7 @@ class PostgresServer:
         self.cluster.clean_up()
 
     def kill(self) -> None:
-        """As a crash does: the postmaster is gone at once, its sessions follow by themselves; returns when they have."""
+        """As a crash does: the postmaster is gone at once, its sessions follow; returns when they have."""
         self._end(signal.SIGKILL)
         self.cluster.clean_up()
 
