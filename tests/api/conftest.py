@@ -1,5 +1,6 @@
 """One real daemon for all tests of the API, on a database that each test finds empty."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -50,10 +51,17 @@ def keyed(postgres_server: PostgresServer) -> Iterator[Bloomd]:
         http__drain_seconds=0.1,
     )
     bloomd.migrate()
-    with bloomd:
-        yield bloomd
-        assert key not in bloomd.log.read_text()
-        assert bloomd.stop() == 0
+    with socket.create_server(("127.0.0.1", 0)) as agent:
+        url = f"http://127.0.0.1:{agent.getsockname()[1]}"
+        with psycopg.connect(bloomd.settings["database.url"]) as connection:
+            connection.execute("INSERT INTO workers (id, node_id, url, status) VALUES ('w0', 'w0', %s, 'online')", [url])
+        with bloomd:
+            # The leader asks every worker once when it begins: no test may meet that.
+            agent.settimeout(30)
+            agent.accept()[0].close()
+            yield bloomd
+            assert key not in bloomd.log.read_text()
+            assert bloomd.stop() == 0
 
 
 @pytest.fixture
