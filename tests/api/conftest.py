@@ -54,7 +54,7 @@ def keyed(postgres_server: PostgresServer) -> Iterator[Bloomd]:
     with socket.create_server(("127.0.0.1", 0)) as agent:
         url = f"http://127.0.0.1:{agent.getsockname()[1]}"
         with psycopg.connect(bloomd.settings["database.url"]) as connection:
-            connection.execute("INSERT INTO workers (id, node_id, url, status) VALUES ('w0', 'w0', %s, 'online')", [url])
+            connection.execute("INSERT INTO workers (id, node_id, url) VALUES ('w0', 'w0', %s)", [url])
         with bloomd:
             # The leader asks every worker once when it begins: no test may meet that.
             agent.settimeout(30)
