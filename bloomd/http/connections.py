@@ -13,6 +13,8 @@ in its place, as what hypercorn's protocol sends to and starts the application w
 - One task closes the connections that have been idle for too long, instead of a timer for each request.
 - HTTP/2 is never entered, neither by its preface nor by an Upgrade: the application is told the version that was asked
   for, and refuses. In hypercorn's HTTP/2 one frame for a stream that is over ends the whole server.
+- An answer that comes before the request is complete says that it is the last one, and what still comes is read for a
+  moment: a socket that is closed with bytes unread takes the answer away from a client that has not read it yet.
 - What goes wrong in one connection ends that one. A client that does not read its answer is dropped when the time to
   finish is over; hypercorn would wait for it for ever.
 
@@ -49,6 +51,9 @@ READ_BYTES = 1 << 16
 
 # Of one request, as much waits for the application: what a body may usually have. For more the client waits.
 INBOX_BYTES = 1 << 23
+
+# So long what a client still sends after its answer is read and thrown away.
+LINGER_SECONDS = 2.0
 
 
 async def serve(
@@ -100,6 +105,9 @@ class Connection:
         self.holding = False
         """Whether to keep what is sent, so that it leaves together with what is sent next."""
         self._held = b""
+        self.unfinished = False
+        """Whether the client is still sending the request that is being answered."""
+        self._lingering: trio.CancelScope | None = None
         self._protocol: Http1
         self._nursery: trio.Nursery
 
@@ -136,8 +144,17 @@ class Connection:
                 continue
             except (trio.ClosedResourceError, OSError):
                 break
-            await self._protocol.handle(RawData(data))
+            if not self._lingering:
+                await self._protocol.handle(RawData(data))
+        if self._lingering:
+            self._lingering.cancel()
         await self._protocol.handle(Closed())
+
+    async def _linger(self, patience: trio.CancelScope) -> None:
+        with patience, suppress(OSError):
+            self._stream.socket.shutdown(socket.SHUT_WR)
+            await trio.sleep(LINGER_SECONDS)
+        self.close()
 
     async def send(self, event: Event) -> None:
         """What the protocol has to say: bytes for the client, the end, or whether it waits for a request."""
@@ -154,7 +171,11 @@ class Connection:
             (self._idle.add if event.idle else self._idle.remove)(self)
         else:
             await self.send(RawData(b""))
-            self.close()
+            if self.unfinished:
+                self._lingering = trio.CancelScope()
+                self._nursery.start_soon(self._linger, self._lingering)
+            else:
+                self.close()
             await self._protocol.handle(Closed())
 
     async def _write_at_once(self, data: bytes) -> None:
@@ -305,8 +326,10 @@ class Http1(H11Protocol):
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, Response):
-            if self.context.terminated.is_set() and event.status_code >= 200:
-                event.headers.append((b"connection", b"close"))
+            if event.status_code >= 200:
+                self._sender.unfinished = self.connection.their_state is h11.SEND_BODY
+                if self._sender.unfinished or self.context.terminated.is_set():
+                    event.headers.append((b"connection", b"close"))
             self._sender.holding = any(name == b"content-length" for name, _ in event.headers)
             try:
                 await super().stream_send(event)

@@ -1,11 +1,14 @@
 """When the server closes a connection: idle for too long, and at the end of its own time. Time is the mock clock's."""
 
+from contextlib import suppress
+
 import pytest
 import trio
 import trio.testing
-from raw_http import GET, MEGABYTE, Client, echo, respond, serving
+from raw_http import GET, MEGABYTE, Client, careless, echo, respond, serving
 from servers import free_port
 
+from bloomd.http.connections import LINGER_SECONDS
 from bloomd.http.server import KEEP_ALIVE_SECONDS, Binds, HttpServer
 from bloomd.settings.model import Http
 
@@ -70,6 +73,20 @@ async def test_a_body_that_comes_slowly_is_not_idle(autojump_clock):
             await trio.sleep(KEEP_ALIVE_SECONDS - 1)
             await client.send(b"x")
         assert (await client.answer())[2] == b"POST / xxx"
+
+
+async def test_a_client_that_goes_on_sending_after_its_answer_is_left(autojump_clock):
+    async with serving(careless) as server:
+        client = await server.connect()
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n12345")
+        assert (await client.answer())[0] == 200
+        began = trio.current_time()
+        assert await client.rest() == b""
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await client.send(b"x")
+                await trio.sleep(0.1)
+        assert trio.current_time() - began == pytest.approx(LINGER_SECONDS, abs=0.3)
 
 
 async def test_the_drain_finishes_what_runs_and_closes_the_rest(autojump_clock):
