@@ -1,9 +1,13 @@
 """Fixtures that every package's tests share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from servers import PostgresServer
+
+# A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C: some press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
