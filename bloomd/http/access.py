@@ -3,6 +3,9 @@
 Nothing is open but `OPEN`, by exact path: whatever way of spelling a path there is, it needs a key. Keys are
 `http.api_key`, and those with names (`runtime/keyring.py`).
 
+Who has signed in on the page sends a cookie in the place of a key (`session.py`). A browser does so whatever page has
+it send a request, so `Origin` must then be the server's own, but for reading.
+
 A worker's token, in the place of a key, opens `OF_WORKERS`, and nothing else beside what is open anyway. The routes
 behind it do it for that worker's own leases only (`requests.worker_of`).
 
@@ -24,6 +27,7 @@ import trio
 from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.limits import Limiter
 from bloomd.http.problems import RETRY_AFTER_SECONDS, Problem
+from bloomd.http.session import COOKIE, KEY_NAME, SECURE_COOKIE, Session, session_in
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.keys import is_secret
 from bloomd.settings.model import Http
@@ -32,6 +36,8 @@ from bloomd.settings.model import Http
 EXCHANGE = ("POST", "/api/runtime/enrolments/exchange")
 BY_CODE = ("GET", "/api/runtime/agent-install-script")
 
+SIGN_IN = ("POST", "/api/runtime/session")
+
 OPEN = frozenset(
     {
         ("GET", "/api/runtime/health"),
@@ -39,6 +45,8 @@ OPEN = frozenset(
         ("GET", "/api/runtime/ready"),
         ("POST", "/api/runtime/test-connection"),
         EXCHANGE,
+        SIGN_IN,
+        ("GET", "/api/runtime/session"),
     }
 )
 
@@ -53,9 +61,11 @@ OF_WORKERS = re.compile(
 # A change of keys is told; one of the configured key by a reload is noticed after so long.
 LOOK_SECONDS = 15.0
 
+# What changes nothing, whoever has a browser ask for it.
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
 UNIX = "unix:"
 ANONYMOUS = "anonymous"
-KEY_NAME = "api-key"
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -70,6 +80,8 @@ class Caller(msgspec.Struct, frozen=True):
     authenticated: bool
     worker: str | None = None
     """Whose token it was."""
+    session: Session | None = None
+    """What was signed in on the page, when it was that."""
 
 
 def is_off(http: Http, keys: KeyRing) -> bool:
@@ -83,7 +95,8 @@ async def until_refused(scope: Scope, settings: Callable[[], Http], keys: KeyRin
     while True:
         changed = keys.changed
         http = settings()
-        if not (is_off(http, keys) or _name_of_key(scope, http.api_key, keys) or _worker_of(scope, keys)):
+        known = _name_of_key(scope, http.api_key, keys) or _worker_of(scope, keys) or _session_of(scope, http, keys)
+        if not (known or is_off(http, keys)):
             return
         with trio.move_on_after(LOOK_SECONDS):
             await changed.wait()
@@ -110,12 +123,19 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
         if name := _name_of_key(scope, http.api_key, keys):
             return msgspec.structs.replace(stranger, actor=name, authenticated=True)
         method, path = scope["method"], scope["path"]
+        if session := _session_of(scope, http, keys):
+            if scope["method"] not in SAFE:
+                _check_origin(scope, required=True)
+            return Caller(client, doubtful, session.actor, authenticated=True, session=session)
         worker = _worker_of(scope, keys)
         if worker is not None and OF_WORKERS.fullmatch(f"{method} {path}"):
             return Caller(client, doubtful, f"worker:{worker}", authenticated=True, worker=worker)
         if (method, path) == EXCHANGE or ((method, path) == BY_CODE and b"code=" in scope["query_string"]):
             with_code.spend(client)
             return stranger
+        if (method, path) == SIGN_IN:
+            _check_origin(scope)
+            return stranger  # the route counts the attempts
         if (method, path) in OPEN:
             unauthenticated.spend(client)
             return stranger
@@ -176,6 +196,14 @@ def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[str, bool
     return client, doubtful
 
 
+def is_secure(scope: Scope, trusted_proxies: tuple[str, ...]) -> bool:
+    """Whether the client speaks TLS, with us or with a proxy that is trusted and says so."""
+    address = scope.get("client")
+    networks, unix = _networks(trusted_proxies)
+    trusted = _within(_plain(str(address[0])), networks) if address else unix
+    return scope["scheme"] == "https" or (trusted and _header(scope, b"x-forwarded-proto").lower() == "https")
+
+
 def may_read_metrics(caller: Caller, allowed: tuple[str, ...]) -> bool:
     """Whether this client reads /metrics without the key."""
     return not caller.doubtful and _within(caller.client, _networks(allowed)[0])
@@ -194,6 +222,17 @@ def _name_of_key(scope: Scope, key: str | None, keys: KeyRing) -> str | None:
         if name := keys.name_of(secret):
             return name
     return None
+
+
+def _session_of(scope: Scope, http: Http, keys: KeyRing) -> Session | None:
+    """What was signed in on the page; None without it."""
+    cookies = _header(scope, b"cookie")
+    if "bloomd" not in cookies:
+        return None
+    name = SECURE_COOKIE if is_secure(scope, http.trusted_proxies) else COOKIE
+    values = (each.strip().partition("=") for each in cookies.split(";"))
+    sessions = (session_in(value, http, keys) for key, _, value in values if key == name)
+    return next(filter(None, sessions), None)
 
 
 def _worker_of(scope: Scope, keys: KeyRing) -> str | None:
@@ -223,10 +262,11 @@ def _check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
     )
 
 
-def _check_origin(scope: Scope) -> None:
+def _check_origin(scope: Scope, *, required: bool = False) -> None:
     origin = _header(scope, b"origin")
-    if origin and origin.lower().partition("://")[2] != _header(scope, b"host").lower():
-        raise Problem(403, f"A page of {origin[:100]!r} may not use this server", type="origin-not-allowed")
+    if (origin or required) and origin.lower().partition("://")[2] != _header(scope, b"host").lower():
+        page = f"A page of {origin[:100]!r}" if origin else "What does not say of which page it comes (Origin)"
+        raise Problem(403, f"{page} may not use this server", type="origin-not-allowed")
 
 
 def _header(scope: Scope, wanted: bytes) -> str:

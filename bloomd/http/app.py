@@ -14,8 +14,10 @@ from bloomd.http.answers import Json
 from bloomd.http.asgi import App, Receive, Scope, Send
 from bloomd.http.bodies import bounded
 from bloomd.http.latency import Latency
+from bloomd.http.limits import Limiter
 from bloomd.http.observe import observed
 from bloomd.http.openapi import describe
+from bloomd.http.page import load, with_page
 from bloomd.http.problems import allow, answer
 from bloomd.http.routes import (
     agents,
@@ -34,6 +36,7 @@ from bloomd.http.routes import (
     projects,
     queue,
     schema,
+    session,
     tasks,
     tokens,
     workers,
@@ -61,6 +64,7 @@ RESOURCES = (
     membridge,
     metrics,
     schema,
+    session,
 )
 
 
@@ -70,7 +74,7 @@ def create_app(node: Node) -> App:
     routes = cast("App", litestar(node, latency))
     bounded_routes = bounded(routes, lambda scope: max_body_bytes(scope, node.settings.http))
     admitted = guarded(bounded_routes, lambda: node.settings.http, node.keys)
-    requests = observed(admitted, latency, verbose=lambda: node.logs.level == "debug")
+    requests = observed(with_page(admitted, load()), latency, verbose=lambda: node.logs.level == "debug")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -115,6 +119,8 @@ def litestar(node: Node, latency: Latency) -> Litestar:
         logging_config=None,
         request_max_body_size=None,  # `bounded` knows the limits; Litestar's own would be 10 MB
     )
-    app.state.update({"node": node, "latency": latency, "public_test": config.PublicTest()})
+    # Of those who type a key, nobody errs more often; of those who guess one, nobody gets anywhere.
+    sign_ins = Limiter(limit=10, seconds=60)
+    app.state.update({"node": node, "latency": latency, "public_test": config.PublicTest(), "sign_ins": sign_ins})
     app.state["openapi"] = describe(app)
     return app

@@ -46,3 +46,9 @@ class Limiter:
                 },
             )
         self._windows[client] = (until, spent + 1)
+
+    def forgive(self, client: str) -> None:
+        """Take back what was counted last."""
+        if client in self._windows:
+            until, spent = self._windows[client]
+            self._windows[client] = (until, max(0, spent - 1))

@@ -1,4 +1,4 @@
-"""The valid API keys and workers' tokens in the memory of a node: what requests are judged by.
+"""The valid API keys, workers' tokens and the page's sessions in the memory of a node: what requests are judged by.
 
 They are read when the service starts, and again when one has changed on any node: after a notification, every 30 s
 without one, and when the database was away. While it is away, what was read last counts. A node that has not read them
@@ -18,6 +18,7 @@ from bloomd.runtime import keys, tokens
 from bloomd.runtime.database import Database
 from bloomd.runtime.keys import MadeKey
 from bloomd.runtime.refusals import Conflict
+from bloomd.runtime.sessions import Sessions
 from bloomd.runtime.tokens import MadeToken
 
 # The last use is for people who wonder whether a key is still needed: one write in this time, not one per request.
@@ -29,6 +30,7 @@ class KeyRing:
         self._database = database
         self._keys = _Held(database, keys.names_by_hash, keys.note_uses)
         self._tokens = _Held(database, tokens.workers_by_hash, tokens.note_uses)
+        self.sessions = Sessions(database)
         self.changed = trio.Event()
         """Fired, and replaced, when keys or tokens have come or gone: who was let in by one looks whether it still is
         one."""
@@ -52,6 +54,11 @@ class KeyRing:
     def has_keys(self) -> bool:
         """Whether it is known that there is a key with a name."""
         return self._keys.known and not self._keys.empty
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """The names of the keys by the hashes of their secrets."""
+        return self._keys.holders
 
     @property
     def empty(self) -> bool:
@@ -146,7 +153,7 @@ class KeyRing:
             Unavailable: the database is away; what was known stays.
         """
         async with self._lock:
-            changed = [await self._keys.renew(), await self._tokens.renew()]
+            changed = [await each.renew() for each in (self._keys, self._tokens, self.sessions)]
             if any(changed):
                 self._tell()
 
@@ -210,6 +217,10 @@ class _Held:
     @property
     def empty(self) -> bool:
         return self._holders == {}
+
+    @property
+    def holders(self) -> Mapping[str, str]:
+        return self._holders or {}
 
     @property
     def names(self) -> list[str]:

@@ -100,7 +100,11 @@ class Http(Section, frozen=True):
         Seconds, Meta(description="Seconds that requests under way get to finish at shutdown.")
     ] = 10.0
     session_secret: Annotated[
-        str | None, Meta(description="Reserved for the page of a later version: nothing uses it yet.")
+        str | None,
+        Meta(
+            description="Signs the sessions of the page. Without one, a secret is made and kept in the database;"
+            " a change ends all sessions."
+        ),
     ] = None
     session_secret_file: Annotated[
         str | None, Meta(description="A file that holds the secret, instead of `session_secret`.")

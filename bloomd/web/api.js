@@ -1,0 +1,81 @@
+// The public API of this server. What fails is a `Problem`, which says what, and what to do.
+
+const BASE = "/api";
+
+// No answer within this is none: the daemon itself gives up on a database that is away much sooner.
+const TIMEOUT_MS = 30_000;
+
+export class Problem extends Error {
+  constructor(status, body) {
+    super(body.detail ?? body.error ?? `HTTP ${status}`);
+    this.status = status;
+    this.type = (body.type ?? "").replace("urn:problem-type:bloomd:", "");
+    this.errors = body.errors ?? [];
+    this.body = body;
+  }
+}
+
+// How far the server's clock is ahead of this browser's, in ms, as its answers say to the second.
+export let clockOffset = 0;
+
+// Called on each 401: whoever was signed in is so no longer.
+let unauthorized = () => {};
+export function onUnauthorized(handler) {
+  unauthorized = handler;
+}
+
+async function request(method, path, { body, query, signal, timeout = TIMEOUT_MS } = {}) {
+  const search = new URLSearchParams(Object.entries(query ?? {}).filter(([, value]) => value !== "" && value != null));
+  let response;
+  try {
+    response = await fetch(`${BASE}${path}${search.size ? `?${search}` : ""}`, {
+      method,
+      headers: body === undefined ? {} : { "content-type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal: AbortSignal.any([AbortSignal.timeout(timeout), ...(signal ? [signal] : [])]),
+      cache: "no-store",
+    });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Problem(0, { type: error.name === "TimeoutError" ? "timeout" : "unreachable", detail: error.message });
+  }
+  const date = Date.parse(response.headers.get("date") ?? "");
+  if (date) clockOffset = Math.abs(date - Date.now()) < 2000 ? 0 : date - Date.now();
+  const text = await response.text();
+  let said;
+  try {
+    said = text ? JSON.parse(text) : null;
+  } catch {
+    said = { detail: text.slice(0, 300) }; // a proxy's own page
+  }
+  if (response.ok) return { said, response };
+  const problem = new Problem(response.status, said ?? {});
+  if (response.status === 401 && !(method === "POST" && path === "/runtime/session")) unauthorized(problem);
+  throw problem;
+}
+
+export const api = {
+  get: async (path, query, options) => (await request("GET", path, { query, ...options })).said,
+  post: async (path, body = {}, options) => (await request("POST", path, { body, ...options })).said,
+  delete: async (path, query, options) => (await request("DELETE", path, { query, ...options })).said,
+
+  // A page of a list: its rows, and the cursor of the next page, or null.
+  list: async (path, query, options) => {
+    const { said, response } = await request("GET", path, { query, ...options });
+    const next = /<([^>]*)>;\s*rel="next"/.exec(response.headers.get("link") ?? "");
+    return { rows: said, next: next && new URL(next[1], location.origin).searchParams.get("cursor") };
+  },
+};
+
+// Of several requests, each by itself: its answer, or the problem that it had. Nothing fails for the others.
+export async function settle(requests) {
+  const entries = Object.entries(requests).map(async ([name, answer]) => {
+    try {
+      return [name, await answer];
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status === 401) throw error;
+      return [name, error];
+    }
+  });
+  return Object.fromEntries(await Promise.all(entries));
+}

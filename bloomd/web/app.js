@@ -1,0 +1,260 @@
+// The frame around every page: who is signed in, which page the address names, and when to look at the server again.
+//
+//   address ─▶ load (ask the API) ─▶ render (what shall be shown) ─▶ patch (change what differs)
+//      ▲          ▲
+//      │          └── an event of a type that the page names, an action, the net of polling
+//      └── links, filters, Back
+//
+// A page is {title(), types, load(context), render(data, context)}. `load` throws a Problem when it has nothing to show;
+// then what was shown before stays, marked as old. The context has: params (of the address), session, reload(), signal,
+// and state (an object of the page's own, for as long as one stays on it).
+
+import { Problem, api, onUnauthorized } from "./api.js";
+import { h, patch } from "./dom.js";
+import { renewTimes } from "./format.js";
+import { LANGUAGES, choose, language, t } from "./i18n.js";
+import { Live } from "./live.js";
+import { audit } from "./pages/audit.js";
+import { keys } from "./pages/keys.js";
+import { membridge } from "./pages/membridge.js";
+import { overview } from "./pages/overview.js";
+import { runtime } from "./pages/runtime.js";
+import { signIn } from "./pages/signin.js";
+import { tasks } from "./pages/tasks.js";
+import { workers } from "./pages/workers.js";
+import { go, here, href } from "./router.js";
+import { badge, button, problemBox, select, toast, whatFailed } from "./ui.js";
+
+const PAGES = { overview, tasks, workers, runtime, membridge, audit, keys };
+
+// A change is shown so soon after it, together with all that change meanwhile ...
+const SOON_MS = 150;
+// ... and the next ones not before this, however many there are.
+const REST_MS = 1000;
+
+// Without events a page is asked so often; and with events now and then as well, should one have been missed.
+const POLL_MS = 5000;
+const NET_MS = 60_000;
+
+const state = { session: null, page: null, params: null, data: null, problem: null, loadedAt: 0, context: null };
+let visit = new AbortController();
+let paused = false;
+let due = 0;
+
+const live = new Live({
+  onEvent: (type, entry) => {
+    const page = PAGES[state.page];
+    if (type === "reset" || page?.types.includes(type)) page?.onEvent?.(type, entry, state.context);
+    if (type === "reset" || page?.types.includes(type)) schedule(SOON_MS);
+  },
+  onState: frame,
+  onClosed: () => askSession().catch(() => {}),
+});
+
+// --- What is asked, and when
+
+function schedule(ms) {
+  if (due || paused || document.hidden) return;
+  const wait = Math.max(ms, state.loadedAt + REST_MS - Date.now());
+  due = setTimeout(() => {
+    due = 0;
+    load();
+  }, wait);
+}
+
+async function load() {
+  const context = state.context;
+  if (!context) return;
+  clearTimeout(due);
+  due = 0;
+  state.loadedAt = Date.now();
+  try {
+    const data = await PAGES[state.page].load(context);
+    if (context !== state.context) return;
+    Object.assign(state, { data, problem: null });
+  } catch (error) {
+    if (context !== state.context || context.signal.aborted) return;
+    if (!(error instanceof Problem)) throw error;
+    if (error.status === 401) return;
+    state.problem = error;
+  }
+  draw();
+}
+
+function open() {
+  const { page, params } = here();
+  if (!state.session) return showSignIn();
+  if (!(page in PAGES)) return go("overview");
+  visit.abort();
+  visit = new AbortController();
+  const stays = page === state.page;
+  Object.assign(state, { page, params, problem: null, data: stays ? state.data : null });
+  const own = stays ? state.context.state : {};
+  state.context = { params, session: state.session, signal: visit.signal, state: own, reload: load, redraw: draw };
+  if (!stays) {
+    draw();
+    document.getElementById("main").focus({ preventScroll: true });
+    scrollTo(0, 0);
+  }
+  return load();
+}
+
+setInterval(() => {
+  renewTimes();
+  if (document.hidden || paused || !state.context) return;
+  const patience = live.state === "live" ? NET_MS : POLL_MS;
+  if (Date.now() - state.loadedAt >= (PAGES[state.page].every ?? patience)) load();
+}, 1000);
+
+// --- Who is signed in
+
+async function askSession() {
+  const session = await api.get("/runtime/session");
+  if (session.actor !== null) state.session = session;
+  else signedOut(state.session !== null);
+}
+
+function signedOut(expired) {
+  Object.assign(state, { session: null, page: null, context: null, data: null, problem: null, expired });
+  visit.abort();
+  live.stop();
+  document.querySelectorAll("dialog").forEach((each) => each.close());
+  showSignIn();
+}
+
+function showSignIn() {
+  frame();
+  patch(
+    document.getElementById("main"),
+    signIn({
+      expired: state.expired,
+      signedIn: (session) => {
+        Object.assign(state, { session, expired: false });
+        begin();
+      },
+    }),
+  );
+}
+
+function begin() {
+  frame();
+  live.start();
+  return open();
+}
+
+async function signOut() {
+  await api.delete("/runtime/session");
+  signedOut(false);
+}
+
+// --- What is shown
+
+function draw() {
+  frame();
+  const page = PAGES[state.page];
+  const { data, problem, context } = state;
+  patch(
+    document.getElementById("main"),
+    problem && h("div", { key: "problem" }, data && h("p", { class: "stale" }, t("app.stale")), problemBox(problem, load)),
+    data === null
+      ? [h("h1", { key: "title" }, page.title()), !problem && h("p", { key: "loading", class: "empty" }, t("app.loading"))]
+      : h("div", { key: `page-${state.page}`, class: problem ? "page old" : "page" }, page.render(data, context)),
+  );
+}
+
+// What stays there all the time, for each part of it to be patched by itself.
+function skeleton() {
+  const main = h("main", { id: "main", tabindex: "-1" });
+  const skip = (event) => {
+    event.preventDefault();
+    main.focus();
+  };
+  document.body.append(
+    h("a", { id: "skip", class: "skip", href: "#main", onclick: skip }),
+    h("header", { id: "head", class: "head" }),
+    h("div", { id: "notice" }),
+    main,
+    h("div", { id: "toasts", role: "status", "aria-live": "polite" }),
+  );
+}
+
+function frame() {
+  const { page, session } = state;
+  const part = (id, ...children) => patch(document.getElementById(id), ...children);
+  document.documentElement.lang = language;
+  document.title = [PAGES[page]?.title(), session?.node, t("app.name")].filter(Boolean).join(" · ");
+  part("skip", t("app.skip"));
+  part(
+    "head",
+    h("a", { class: "brand", href: href("overview") }, h("span", { class: "bloom", "aria-hidden": "true" }), t("app.name")),
+    h(
+      "nav",
+      { "aria-label": t("app.menu") },
+      session &&
+        Object.entries(PAGES).map(([name, { title }]) =>
+          h("a", { href: href(name), "aria-current": name === page ? "page" : null }, title()),
+        ),
+    ),
+    h("div", { class: "tools" }, session && liveTools(), languages(), session?.authentication === "on" && signOutButton()),
+  );
+  part("notice", session?.authentication === "off" && h("p", { class: "notice", role: "status" }, t("app.open")));
+}
+
+function signOutButton() {
+  return button(t("app.signOut"), signOut, { title: t("app.signedIn", { actor: state.session.actor }) });
+}
+
+function liveTools() {
+  const shown = paused ? "paused" : live.state;
+  return [
+    h("span", { class: "live", role: "status" }, badge(shown, t(`app.live.${shown}`))),
+    button(paused ? t("app.resume") : t("app.pause"), pause, { title: paused ? t("app.resumeTitle") : t("app.pauseTitle") }),
+  ];
+}
+
+function languages() {
+  return select(Object.entries(LANGUAGES), language, relabel, { "aria-label": t("app.language"), class: "language" });
+}
+
+function relabel(next) {
+  choose(next);
+  if (state.session) draw();
+  else showSignIn();
+}
+
+function pause() {
+  paused = !paused;
+  if (paused) live.stop();
+  else {
+    live.start();
+    load();
+  }
+  frame();
+}
+
+addEventListener("hashchange", open);
+document.addEventListener("visibilitychange", () => {
+  // A browser has few connections for all its tabs: one that nobody looks at holds none.
+  if (!state.session || paused) return;
+  if (document.hidden) live.stop("connecting");
+  else live.start();
+});
+// What no page has dealt with is said all the same.
+addEventListener("unhandledrejection", ({ reason }) => {
+  if (reason instanceof Problem) toast(`${whatFailed(reason)} ${reason.message}`, { kind: "bad" });
+});
+onUnauthorized(() => state.session && signedOut(true));
+
+async function start() {
+  try {
+    await askSession();
+    if (state.session) begin();
+  } catch (error) {
+    patch(document.getElementById("main"), problemBox(error, start));
+    setTimeout(start, POLL_MS);
+  }
+}
+
+skeleton();
+frame();
+start();

@@ -1,0 +1,46 @@
+// Words in the reader's language. Each file in strings/ holds the words of one part of the page, in every language.
+
+import app from "./strings/app.js";
+import audit from "./strings/audit.js";
+import keys from "./strings/keys.js";
+import membridge from "./strings/membridge.js";
+import overview from "./strings/overview.js";
+import runtime from "./strings/runtime.js";
+import tasks from "./strings/tasks.js";
+import workers from "./strings/workers.js";
+
+export const LANGUAGES = { en: "English", uk: "Українська" };
+const CATALOGUES = { app, audit, keys, membridge, overview, runtime, tasks, workers };
+const CHOICE = "bloomd.language";
+
+export let language = chosen();
+
+function chosen() {
+  const wanted = [localStorage.getItem(CHOICE), ...navigator.languages.map((each) => each.slice(0, 2))];
+  return wanted.find((each) => each in LANGUAGES) ?? "en";
+}
+
+export function choose(next) {
+  localStorage.setItem(CHOICE, next);
+  language = next;
+}
+
+// The words for a key such as "tasks.title", with {names} filled in. A text may differ by number: {one, few, many, other},
+// chosen by the parameter n.
+export function t(key, params = {}) {
+  const [part, ...rest] = key.split(".");
+  let text = CATALOGUES[part]?.[language]?.[rest.join(".")];
+  if (text === undefined) throw new Error(`no words for ${key} in ${language}`);
+  if (typeof text === "object") text = text[new Intl.PluralRules(language).select(params.n)] ?? text.other;
+  return text.replace(/\{(\w+)\}/g, (_, name) => (typeof params[name] === "number" ? number(params[name]) : (params[name] ?? "")));
+}
+
+// The same where there may be none: of what the server names and may name anew.
+export function known(key, fallback) {
+  const [part, ...rest] = key.split(".");
+  return rest.join(".") in (CATALOGUES[part]?.[language] ?? {}) ? t(key) : fallback;
+}
+
+export function number(value, options) {
+  return new Intl.NumberFormat(language, options).format(value);
+}

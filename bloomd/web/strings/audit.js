@@ -1,0 +1,8 @@
+export default {
+  en: {
+    title: "Audit",
+  },
+  uk: {
+    title: "Аудит",
+  },
+};

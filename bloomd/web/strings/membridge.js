@@ -1,0 +1,8 @@
+export default {
+  en: {
+    title: "Membridge",
+  },
+  uk: {
+    title: "Membridge",
+  },
+};

@@ -1,0 +1,8 @@
+export default {
+  en: {
+    title: "Overview",
+  },
+  uk: {
+    title: "Огляд",
+  },
+};

@@ -1,0 +1,8 @@
+export default {
+  en: {
+    title: "Runtime",
+  },
+  uk: {
+    title: "Runtime",
+  },
+};

@@ -1,0 +1,8 @@
+export default {
+  en: {
+    title: "Tasks",
+  },
+  uk: {
+    title: "Задачі",
+  },
+};

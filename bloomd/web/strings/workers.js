@@ -1,0 +1,8 @@
+export default {
+  en: {
+    title: "Workers",
+  },
+  uk: {
+    title: "Вузли",
+  },
+};
