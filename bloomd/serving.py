@@ -138,6 +138,7 @@ def _announce(embedded: Embedded | None, node: Node, *, chosen: bool, worker: bo
                 "",
                 "  bloomd is ready",
                 "",
+                f"  page       {url}/",
                 f"  API        {url}/api/runtime/health",
                 f"  Membridge  {_where_membridge_is(node, chosen=chosen)}",
                 f"  socket     {control_socket}",

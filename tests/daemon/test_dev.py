@@ -103,6 +103,8 @@ def test_without_membridge_its_routes_say_502_and_auth_is_off(dev):
     running = dev("--no-membridge")
     assert httpx.get(running.api.replace("runtime", "membridge") + "/agents").status_code == 502
     assert "Membridge  none: --no-membridge" in running.output.read_text()
+    [page] = re.findall(r"page       (\S+)", running.output.read_text())
+    assert "BLOOM Runtime" in httpx.get(page).text
 
 
 def test_a_membridge_is_served_also_when_its_usual_port_is_taken(dev, database):
