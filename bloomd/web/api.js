@@ -1,16 +1,18 @@
 // The public API of this server. What fails is a `Problem`, which says what, and what to do.
 
 const BASE = "/api";
+const OURS = "urn:problem-type:bloomd:";
 
 // No answer within this is none: the daemon itself gives up on a database that is away much sooner.
 const TIMEOUT_MS = 30_000;
 
 export class Problem extends Error {
   constructor(status, body) {
-    super(body.detail ?? body.error ?? `HTTP ${status}`);
+    const said = body.detail ?? body.error ?? `HTTP ${status}`;
+    super(typeof said === "string" ? said : JSON.stringify(said)); // Membridge may say it in its own way
     this.status = status;
-    this.type = (body.type ?? "").replace("urn:problem-type:bloomd:", "");
-    this.errors = body.errors ?? [];
+    this.type = String(body.type ?? "").replace(OURS, "");
+    this.errors = Array.isArray(body.errors) ? body.errors : [];
     this.body = body;
   }
 }
@@ -49,8 +51,10 @@ async function request(method, path, { body, query, signal, timeout = TIMEOUT_MS
     said = { detail: text.slice(0, 300) }; // a proxy's own page
   }
   if (response.ok) return { said, response };
-  const problem = new Problem(response.status, said ?? {});
-  if (response.status === 401 && !(method === "POST" && path === "/runtime/session")) unauthorized(problem);
+  // Membridge may refuse the key that this server has for it: that says nothing of who is signed in here.
+  const theirs = response.status === 401 && path.startsWith("/membridge/") && !String(said?.type).startsWith(OURS);
+  const problem = new Problem(theirs ? 502 : response.status, said ?? {});
+  if (problem.status === 401 && !(method === "POST" && path === "/runtime/session")) unauthorized(problem);
   throw problem;
 }
 

@@ -6,8 +6,9 @@
 //      └── links, filters, Back
 //
 // A page is {title(), types, load(context), render(data, context)}. `load` throws a Problem when it has nothing to show;
-// then what was shown before stays, marked as old. The context has: params (of the address), session, reload(), signal,
-// and state (an object of the page's own, for as long as one stays on it).
+// then what was shown before stays, marked as old. The context has: params (of the address), session, reload(), redraw(),
+// signal, and state (an object of the page's own, for as long as one stays on it). A page's onEvent(type, entry, context)
+// gives true when it has dealt with an event, so that nothing needs to be loaded.
 
 import { Problem, api, onUnauthorized } from "./api.js";
 import { h, patch } from "./dom.js";
@@ -44,8 +45,8 @@ let due = 0;
 const live = new Live({
   onEvent: (type, entry) => {
     const page = PAGES[state.page];
-    if (type === "reset" || page?.types.includes(type)) page?.onEvent?.(type, entry, state.context);
-    if (type === "reset" || page?.types.includes(type)) schedule(SOON_MS);
+    if (!page || !(type === "reset" || page.types.includes(type))) return;
+    if (page.onEvent?.(type, entry, state.context) !== true) schedule(SOON_MS);
   },
   onState: frame,
   onClosed: () => askSession().catch(() => {}),
