@@ -6,9 +6,21 @@ import time
 from pathlib import Path
 
 from bloomd import __version__
-from bloomd.control.answers import LastReload, Leader, Pause, Probe, Process, Queue, Service, Status, Sync, Workers
+from bloomd.control.answers import (
+    LastReload,
+    Leader,
+    Pause,
+    Probe,
+    Process,
+    Queue,
+    Round,
+    Service,
+    Status,
+    Sync,
+    Workers,
+)
 from bloomd.node import Node
-from bloomd.probes import ProbeStatus
+from bloomd.probes import Probe as Watch
 from bloomd.runtime.stats import Stats
 from bloomd.settings.check import without_key
 from bloomd.supervisor import ServiceStatus
@@ -35,7 +47,7 @@ async def status(node: Node) -> Status:
         reasons=[reason.text for reason in found],
         notices=notices(node),
         services=[service(each) for each in node.root.status()],
-        probes=[probe(each.status) for each in node.probes],
+        probes=[probe(each) for each in node.probes],
         queue=_queue(stats) if stats else None,
         workers=_workers(stats) if stats else None,
         leader=_leader(node),
@@ -61,6 +73,11 @@ def notices(node: Node) -> list[str]:
     return found
 
 
+def services(node: Node, path: str) -> list[Service]:
+    """The service with this path, and those below it."""
+    return [service(each) for each in node.root.status() if each.name == path or each.name.startswith(f"{path}/")]
+
+
 def service(status: ServiceStatus) -> Service:
     return Service(
         name=status.name,
@@ -75,7 +92,8 @@ def service(status: ServiceStatus) -> Service:
     )
 
 
-def probe(status: ProbeStatus) -> Probe:
+def probe(watch: Watch) -> Probe:
+    status = watch.status
     return Probe(
         name=status.name,
         state=status.state,
@@ -84,6 +102,7 @@ def probe(status: ProbeStatus) -> Probe:
         p99_ms=status.p99_ms,
         failures=status.failures,
         error=status.error,
+        history=[Round(at=each.at, ms=each.ms) for each in watch.history],
     )
 
 

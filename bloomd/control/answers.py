@@ -24,6 +24,12 @@ class Service(TypedDict):
     by_hand: bool
 
 
+class Round(TypedDict):
+    at: float
+    ms: float | None
+    """Null for a check that failed."""
+
+
 class Probe(TypedDict):
     name: str
     state: Literal["up", "down", "disabled", "unknown"]
@@ -33,6 +39,8 @@ class Probe(TypedDict):
     failures: int
     """In a row."""
     error: str | None
+    history: list[Round]
+    """The latest checks, oldest first."""
 
 
 class Pause(TypedDict):

@@ -15,7 +15,7 @@ from bloomd.control.server import Call, ControlError, Method, NoParams
 from bloomd.logs import Logs
 from bloomd.node import Node
 from bloomd.settings import describe
-from bloomd.status import probe, service, status
+from bloomd.status import probe, services, status
 from bloomd.supervisor import State, UnknownService
 
 # Whoever starts a service wants to know how it went; longer than this it is told that it is still starting.
@@ -78,7 +78,9 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
         if not chosen:
             known = ", ".join(each.status.name for each in node.probes)
             raise ControlError(f"there is no probe {params.name!r}; there are {known}", INVALID_PARAMS)
-        return answers.Probes(probes=[probe(await each.now()) for each in chosen])
+        for each in chosen:
+            await each.now()
+        return answers.Probes(probes=[probe(each) for each in chosen])
 
     async def sync(params: NoParams, call: Call) -> answers.SyncRound:
         done = await node.sync.now(node.leadership.epoch())
@@ -120,5 +122,4 @@ async def _steer(node: Node, path: str, act: Callable[[], Awaitable[None]]) -> a
         await act()
     except UnknownService as error:
         raise ControlError(str(error), INVALID_PARAMS) from error
-    shown = [each for each in node.root.status() if each.name == path or each.name.startswith(f"{path}/")]
-    return answers.Services(services=[service(each) for each in shown])
+    return answers.Services(services=services(node, path))

@@ -5,6 +5,6 @@ A check uses nothing of what the daemon works with (a connection of its own, and
 is one), so that it says how the dependency is, and not how our pool is.
 """
 
-from bloomd.probes.probe import Check, Probe, ProbeStatus, State
+from bloomd.probes.probe import Check, Probe, ProbeStatus, Round, State
 
-__all__ = ["Check", "Probe", "ProbeStatus", "State"]
+__all__ = ["Check", "Probe", "ProbeStatus", "Round", "State"]

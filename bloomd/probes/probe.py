@@ -31,6 +31,9 @@ Check = Callable[[], Awaitable[None] | None]
 # A quarter of an hour at the default interval: enough for a p99 to mean something.
 LATENCIES_KEPT = 100
 
+# Half an hour of them, for a curve on a page: every check, whether or not it succeeded.
+ROUNDS_KEPT = 200
+
 # At the start of everything a dependency is often a moment late: nobody should have to wait an interval to know it.
 UNKNOWN_INTERVAL = 1.0
 
@@ -51,6 +54,15 @@ class ProbeStatus(msgspec.Struct, frozen=True):
     """Of the latest check, when it failed."""
 
 
+class Round(msgspec.Struct, frozen=True):
+    """One check that has ended."""
+
+    at: float
+    """Its end, in epoch seconds."""
+    ms: float | None
+    """How long it took; None when it failed."""
+
+
 class Probe:
     """Checks one dependency.
 
@@ -69,6 +81,8 @@ class Probe:
     ) -> None:
         self.name = name
         self.status = ProbeStatus(name)
+        self.history: deque[Round] = deque(maxlen=ROUNDS_KEPT)
+        """The latest checks, oldest first."""
         self._check = check
         self._settings = settings
         self._observe = observe
@@ -102,6 +116,7 @@ class Probe:
         checking = self._check()
         if checking is None:
             self._latencies.clear()
+            self.history.clear()
             self._successes = 0
             self._become(ProbeStatus(self.name, state="disabled"))
             return
@@ -114,19 +129,21 @@ class Probe:
                 error = None
             except (Unavailable, Misconfigured) as trouble:
                 error = one_line(trouble)
+        ms, at = (trio.current_time() - started) * 1000, self._wall_clock()
+        self.history.append(Round(at, None if error else round(ms, 3)))
         if error is None:
-            self._succeeded(trio.current_time() - started, settings)
+            self._succeeded(ms, at, settings)
         else:
             self._failed(error, settings)
 
-    def _succeeded(self, seconds: float, settings: Probes) -> None:
+    def _succeeded(self, ms: float, at: float, settings: Probes) -> None:
         self._successes += 1
-        self._latencies.append(seconds * 1000)
+        self._latencies.append(ms)
         self._become(
             ProbeStatus(
                 self.name,
                 state="up" if self._successes >= settings.rise else self._known_state,
-                last_ok=self._wall_clock(),
+                last_ok=at,
                 p50_ms=percentile(self._latencies, 50),
                 p99_ms=percentile(self._latencies, 99),
             )

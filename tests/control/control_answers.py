@@ -15,7 +15,8 @@ def service(name: str, **more: Any) -> dict[str, Any]:
 
 
 def probe(name: str, **more: Any) -> dict[str, Any]:
-    usual = {"state": "up", "last_ok": NOW - 3, "p50_ms": 1.24, "p99_ms": 14.6, "failures": 0, "error": None}
+    latency = {"p50_ms": 1.24, "p99_ms": 14.6, "history": []}
+    usual = {"state": "up", "last_ok": NOW - 3, "failures": 0, "error": None} | latency
     return {"name": name} | usual | more
 
 

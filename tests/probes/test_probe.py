@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.probes import Probe, ProbeStatus
-from bloomd.probes.probe import percentile
+from bloomd.probes.probe import ROUNDS_KEPT, percentile
 from bloomd.settings.model import Probes
 
 SETTINGS = Probes(interval=10.0, timeout=3.0, fall=2, rise=2)
@@ -97,6 +97,20 @@ async def test_what_is_known(autojump_clock: MockClock, dependency: Dependency) 
     dependency.trouble = None
     status = await probe.now()
     assert (status.state, status.failures, status.error) == ("down", 0, None)
+
+
+async def test_its_latest_rounds(autojump_clock: MockClock, dependency: Dependency) -> None:
+    probe = dependency.probe()
+    await probe.now()
+    dependency.trouble = Unavailable("away")
+    await probe.now()
+    assert [(each.at, each.ms) for each in probe.history] == [(1_700_000_000.1, 100.0), (1_700_000_000.2, None)]
+    for _ in range(ROUNDS_KEPT):
+        await probe.now()
+    assert [each.ms for each in probe.history] == [None] * ROUNDS_KEPT
+    dependency.configured = False
+    await probe.now()
+    assert not probe.history
 
 
 async def test_a_hanging_check_ends_in_time(autojump_clock: MockClock, dependency: Dependency) -> None:
