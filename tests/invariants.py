@@ -175,7 +175,11 @@ TABLES = {
            AND reason <> 'its worker was removed'""",
     "a tally that is not the count": """
         SELECT name, told, counted
-          FROM (SELECT name, sum(change) AS told FROM tallies GROUP BY name HAVING sum(change) <> 0) AS tally
+          FROM (SELECT name, sum(change) AS told
+                  FROM tallies
+                 WHERE name <> 'created' AND NOT starts_with(name, 'ended:')
+                 GROUP BY name
+                HAVING sum(change) <> 0) AS tally
           FULL JOIN (SELECT 'task:' || status AS name, count(*) AS counted FROM llm_tasks GROUP BY status
                      UNION ALL
                      SELECT 'lease', count(*) FROM leases HAVING count(*) > 0) AS truth USING (name)

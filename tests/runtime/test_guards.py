@@ -133,6 +133,7 @@ class TestRows:
             "artifact_pieces": "data",
             "uploads": "lease_id",
             "tallies": "change",
+            "samples": "created completed failed dead cancelled",
             "leaders": "holder epoch expires_at",
             "queue_state": "paused",
             "api_keys": "hash",
