@@ -272,7 +272,8 @@ def _parser() -> ArgumentParser:
     why = command("why", "tell why a task does not run", example="bloomd-ctl why TASK", show=render.why)
     why.add_argument("name", metavar="TASK", help="its id")
     events = command("events", "follow what happens", example="bloomd-ctl events --types task", run=_events)
-    events.add_argument("--types", type=_list, metavar="TYPE,...", help="only these: task, lease, worker, probe, audit")
+    kinds = "only these: task, lease, worker, probe, service, audit"
+    events.add_argument("--types", type=_list, metavar="TYPE,...", help=kinds)
     events.add_argument("--after", metavar="ID", help="begin after this event, not with what comes from now on")
 
     def group(name: str, summary: str, description: str) -> Any:

@@ -38,6 +38,7 @@ from bloomd.reload import Reloader
 from bloomd.runtime import liveness, stored, wakeups
 from bloomd.runtime.connector import Connector
 from bloomd.runtime.retention import Keep, Retention
+from bloomd.runtime.samples import Sampler
 from bloomd.runtime.sweeper import Rules, Sweeper
 from bloomd.settings import Loaded, Settings, secrets
 from bloomd.settings.model import Http
@@ -96,6 +97,7 @@ class Daemon:
         node.keys.on_change = self._on_keys
         self.audit = ControlAudit(node.database)
         self.control = ControlServer(methods(node, logs), group=node.settings.control.group, audit=self.audit.called)
+        node.note = self.audit.note
         self.http = HttpServer(create_app(node), binds, drain_seconds=node.settings.http.drain_seconds)
         self.membridge = HttpServer(
             create_membridge(Plane(node.database, lambda: node.settings), lambda: node.served.key),
@@ -106,6 +108,7 @@ class Daemon:
         self.retention = Retention(
             node.database, lambda: Keep(tasks=node.settings.tasks.keep_days, audit=node.settings.audit.keep_days)
         )
+        self.sampler = Sampler(node.database)
         self.polls = Polls(
             list_targets=partial(liveness.with_url, node.database),
             record_many=partial(liveness.record_polls, node.database),
@@ -184,6 +187,7 @@ class Daemon:
             Service("leader-election", node.leadership.run, needs=("database",), retry=DATABASE_RETRY),
             Service("sweeper", only(self.sweeper.run), needs=("database",), retry=DATABASE_RETRY),
             Service("retention", only(self.retention.run), needs=("database",), retry=DATABASE_RETRY),
+            Service("samples", only(self.sampler.run), needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", only(self.polls.run), needs=("database",), retry=DATABASE_RETRY),
             Service(
                 "auto-dispatch",
@@ -314,7 +318,10 @@ class Daemon:
             log.warning(ONLY_WORKERS)
 
     def _on_change(self, change: Change) -> None:
-        """Log what an operator would want to read afterwards. Trouble is logged by the supervisor, with its error."""
+        """Tell it, and log what an operator would want to read afterwards. Trouble is logged by the supervisor, with
+        its error."""
+        told = {"name": change.service, "state": change.state.value, "cause": change.cause, "node": self.node.name}
+        self.node.feed.live("service", told)
         if change.state in (State.RUNNING, State.STOPPED):
             log.info("service", service=change.service, state=change.state.value, cause=change.cause)
         if change.service == "database" and change.state in (State.RUNNING, State.WAITING):

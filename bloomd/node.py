@@ -91,6 +91,9 @@ class Node:
         self.probes: Sequence[Probe] = ()
         self.sync: Sync
         self.dispatcher: Dispatcher
+        self.note: Callable[[str, str, str, str], None]
+        """Keep for the audit trail what was done to the daemon: what, to which part, by whom, how it went. Never waits,
+        and needs no database at the moment."""
         self.reload: Callable[[str], Awaitable[ReloadReport]]
         """Read the configuration again, on behalf of somebody; `bloomd.reload` has the rules."""
         self._started = time.monotonic()

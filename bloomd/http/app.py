@@ -37,6 +37,7 @@ from bloomd.http.routes import (
     queue,
     schema,
     session,
+    status,
     tasks,
     tokens,
     workers,
@@ -65,6 +66,7 @@ RESOURCES = (
     metrics,
     schema,
     session,
+    status,
 )
 
 

@@ -32,7 +32,7 @@ from bloomd.runtime.wakeups import MESSAGE_BYTES, Wakeups
 
 log = structlog.stdlib.get_logger(__name__)
 
-TYPES = ("task", "lease", "worker", "probe", "audit")
+TYPES = ("task", "lease", "worker", "probe", "service", "audit")
 
 # The type of the event that says: something may be missing here, look at the whole anew. Every subscription gets it.
 RESET = "reset"

@@ -135,6 +135,15 @@ include-name = "DELETE /api/runtime/projects/{project_id}"
 "path.project_id" = { dictionary = "project_id_to_remove" }
 """
 
+# A service that nothing else here is about.
+RESTART = """
+[[operations]]
+include-name = "POST /api/runtime/services/restart"
+
+[operations.parameters]
+"body.name" = { dictionary = "service", probability = 0.9 }
+"""
+
 
 def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
     """Tasks in all states and what belongs to them; the values of path parameters under which there is something."""
@@ -173,6 +182,7 @@ def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
         "filename": [WHEEL, REQUIREMENTS],
         "artifact_id": [each["artifact"]["id"] for each in done],
         "name": [post("/keys", {"name": f"k{n}"})["name"] for n in range(20)],
+        "service": ["retention"],
         "key": ["membridge_server_url", "admin_key"],
         "repo_url": [body["repo_url"]],
         "canonical_id": ["0123456789abcdef"],
@@ -208,6 +218,7 @@ def configuration(known: dict[str, list[str]]) -> str:
         OPERATION_OF_DISPATCH.format(path=toml(DISPATCH), allowed=toml([*ALLOWED, "400"])),
         REMOVAL_OF_TOKEN,
         REMOVAL_OF_PROJECT,
+        RESTART,
     ])  # fmt: skip
 
 
