@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from bloomd.control.server import Call, ControlError, Method
+from bloomd.control.server import Call, ControlError, Method, NoParams
 from bloomd.control.work import Of, Subject
 from bloomd.errors import one_line
 from bloomd.membridge.dispatch import Dispatched, PushFailed
@@ -22,7 +22,7 @@ from bloomd.runtime.heartbeats import Beat
 from bloomd.runtime.leases import Leased, Wanted
 from bloomd.runtime.model import Artifact, Completion, Lease, NewTask, Result, Task, TaskStatus
 from bloomd.runtime.pages import Page
-from bloomd.runtime.tasks import Attempt
+from bloomd.runtime.tasks import Agent, Attempt
 
 # A line of the protocol has room for a mebibyte, and base64 takes a third more than what it says.
 PIECE_BYTES = 512 * 1024
@@ -69,7 +69,7 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tasks(msgspec.Struct, frozen=True):
-    tasks: list[Task]
+    tasks: Sequence[Task]
     cursor: str | None = None
     """Of the next page; None when this is the last one."""
 
@@ -80,6 +80,10 @@ class TaskWithHistory(msgspec.Struct, frozen=True):
     """The latest attempts, latest first."""
     result: Result | None
     """Of the latest attempt that said one. Its output is the content of its artifact, and not here."""
+
+
+class Agents(msgspec.Struct, frozen=True):
+    agents: list[Agent]
 
 
 class Artifacts(msgspec.Struct, frozen=True):
@@ -113,6 +117,9 @@ def methods(node: Node) -> Sequence[Method[Any]]:
             worker_id=params.worker_id,
         )
         return Tasks(found, page.next(found, lambda task: (task.created_at, task.id)))
+
+    async def agents(params: NoParams, call: Call) -> Agents:
+        return Agents(await tasks.agents(database))
 
     async def show(params: Of, call: Call) -> TaskWithHistory:
         task = await tasks.one(database, params.name)
@@ -165,6 +172,7 @@ def methods(node: Node) -> Sequence[Method[Any]]:
     return [
         Method("task.add", add, NewTasks, mutating=True, leaves_trace=True),
         Method("task.list", listing, Filter),
+        Method("task.agents", agents, NoParams),
         Method("task.show", show, Of),
         Method("task.lease", lease, ToLease, mutating=True, leaves_trace=True),
         Method("task.dispatch", dispatch, ToLease, mutating=True, leaves_trace=True),

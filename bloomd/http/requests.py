@@ -18,6 +18,10 @@ Row = TypeVar("Row")
 Req = Request[Any, Any, Any]
 
 Limit = Annotated[int, Parameter(ge=1, le=1000, description="How many, at the most.")]
+Since = Annotated[int, Parameter(ge=0, le=1 << 53, description="Epoch milliseconds: from then on.")]
+Until = Annotated[int, Parameter(ge=0, le=1 << 53, description="Epoch milliseconds: what was before that.")]
+ALWAYS = 1 << 53
+"""As `Until`: no end."""
 Cursor = Annotated[
     str | None,
     Parameter(
@@ -68,8 +72,13 @@ def page_of(
     rows: Sequence[Row], page: Page, key: Callable[[Row], tuple[int, str]], request: Req
 ) -> Response[list[Row]]:
     """A page of a list: a bare array, and in the Link header where the next one is."""
+    return linked(rows, page.next(rows, key), request)
+
+
+def linked(rows: Sequence[Row], cursor: str | None, request: Req) -> Response[list[Row]]:
+    """A page of a list, and in the Link header the one with this cursor."""
     headers: dict[str, str] = {}
-    if cursor := page.next(rows, key):
+    if cursor is not None:
         query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
         headers["link"] = f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
     return Json(list(rows), headers=headers)

@@ -46,4 +46,13 @@ class Page(msgspec.Struct, frozen=True):
         if len(rows) < self.limit:
             return None
         at, id = key(rows[-1])
-        return base64.urlsafe_b64encode(f"{at} {id}".encode()).decode()
+        return Page(self.limit, at, id).cursor
+
+    def before(self, at: int) -> "Page":
+        """What of it is older than this time."""
+        return Page(self.limit, at) if at <= self.at else self
+
+    @property
+    def cursor(self) -> str:
+        """The name by which a client asks for it."""
+        return base64.urlsafe_b64encode(f"{self.at} {self.id}".encode()).decode()

@@ -10,7 +10,7 @@ from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided
 from bloomd.runtime.ids import Id, new_id
 from bloomd.runtime.model import AttemptOutcome, NewTask, Task, TaskStatus
-from bloomd.runtime.pages import Page
+from bloomd.runtime.pages import END_OF_TIME, Page
 from bloomd.runtime.refusals import Conflict, NotFound
 
 # Creates the tasks that are not there yet (by idempotency key), with an audit entry each.
@@ -51,16 +51,51 @@ WAITS = """
 SELECT id FROM llm_tasks WHERE id = %(id)s AND greatest(not_before, retry_at) > bloom_now_ms()
 """
 
+# With the times of each task's latest attempt: of the few leases of each that is listed, and no others.
 LIST = """
-SELECT *
-  FROM llm_tasks
- WHERE (created_at, id) < (%(at)s, %(before)s)
-   AND (%(status)s::varchar IS NULL OR status = %(status)s)
-   AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
-   AND (%(context_id)s::varchar IS NULL OR md5(context_id) = md5(%(context_id)s) AND context_id = %(context_id)s)
-   AND (%(agent_slug)s::varchar IS NULL OR md5(agent_slug) = md5(%(agent_slug)s) AND agent_slug = %(agent_slug)s)
- ORDER BY created_at DESC, id DESC
- LIMIT %(limit)s
+WITH task AS (
+    SELECT *
+      FROM llm_tasks
+     WHERE (created_at, id) < (%(at)s, %(before)s)
+       AND created_at >= %(since)s
+       AND (%(status)s::varchar IS NULL OR status = %(status)s)
+       AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
+       AND (%(context_id)s::varchar IS NULL OR md5(context_id) = md5(%(context_id)s) AND context_id = %(context_id)s)
+       AND (%(agent_slug)s::varchar IS NULL OR md5(agent_slug) = md5(%(agent_slug)s) AND agent_slug = %(agent_slug)s)
+     ORDER BY created_at DESC, id DESC
+     LIMIT %(limit)s
+)
+SELECT task.*, attempt.started_at, attempt.ended_at
+  FROM task
+  LEFT JOIN LATERAL (SELECT started_at, ended_at
+                       FROM leases
+                      WHERE task_id = task.id
+                      ORDER BY started_at DESC, id DESC
+                      LIMIT 1) AS attempt ON true
+ ORDER BY created_at DESC, task.id DESC
+"""
+
+# Each agent that tasks are for, with its latest task. The index has them one after the other, so that this takes one
+# step for each agent and not for each task; by their hashes, so that of very many these are any.
+AGENTS = """
+WITH RECURSIVE agent AS (
+    (SELECT agent_slug, created_at
+       FROM llm_tasks
+      WHERE agent_slug <> ''
+      ORDER BY md5(agent_slug), created_at DESC, id DESC
+      LIMIT 1)
+    UNION ALL
+    SELECT next.agent_slug, next.created_at
+      FROM agent,
+           LATERAL (SELECT agent_slug, created_at
+                      FROM llm_tasks
+                     WHERE agent_slug <> '' AND md5(agent_slug) > md5(agent.agent_slug)
+                     ORDER BY md5(agent_slug), created_at DESC, id DESC
+                     LIMIT 1) AS next
+), first AS (
+    SELECT agent_slug, created_at FROM agent LIMIT 200
+)
+SELECT agent_slug, created_at AS latest_at FROM first ORDER BY agent_slug
 """
 
 # A task that has ended otherwise than well, or waits for its retry, is as good as new.
@@ -125,6 +160,23 @@ SELECT attempt, worker_id, id AS lease_id, started_at, last_heartbeat, deadline_
 OF_LEASE = """
 SELECT task_id AS id FROM leases WHERE id = %(lease_id)s
 """
+
+
+class ListedTask(Task, frozen=True, kw_only=True):
+    """A task, and when its latest attempt began and ended."""
+
+    started_at: int | None
+    """None when there was no attempt yet."""
+    ended_at: int | None
+    """None also while the attempt is under way."""
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """An agent that tasks are for."""
+
+    agent_slug: str
+    latest_at: int
+    """When its latest task was created."""
 
 
 class Created(msgspec.Struct, frozen=True):
@@ -213,19 +265,28 @@ async def listing(
     worker_id: str | None = None,
     context_id: str | None = None,
     agent_slug: str | None = None,
-) -> list[Task]:
-    """A page of tasks, newest first."""
+    since: int = 0,
+    until: int = END_OF_TIME,
+) -> list[ListedTask]:
+    """A page of tasks, newest first; created at `since` or later and before `until`, in epoch milliseconds."""
+    page = page.before(until)
     return await database.listing(
-        Task,
+        ListedTask,
         LIST,
         status=status,
         worker_id=worker_id,
         context_id=context_id,
         agent_slug=agent_slug,
+        since=since,
         at=page.at,
         before=page.id,
         limit=page.limit,
     )
+
+
+async def agents(database: Database) -> list[Agent]:
+    """The agents that there are tasks for, by name, 200 at the most."""
+    return await database.rows(Agent, AGENTS)
 
 
 async def requeue(database: Database, id: str, *, actor: str) -> Task:

@@ -1,4 +1,4 @@
-"""What the model shows beside its objects: the attempts of a task, the counts, and why a task does not run."""
+"""What the model shows beside its objects: a task's attempts and result, the counts, and why a task does not run."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +14,19 @@ def history(model: Model, task: Task) -> list[Json]:
         {**{name: getattr(lease, name) for name in names}, "lease_id": lease.id, "error": lease.reason}
         for lease in sorted(leases, key=lambda lease: (lease.started_at, lease.id), reverse=True)
     ]
+
+
+def listed(model: Model, task: Task) -> Json:
+    """A task with the times of its latest attempt."""
+    latest = next(iter(history(model, task)), {"started_at": None, "ended_at": None})
+    return {**task.json(), "started_at": latest["started_at"], "ended_at": latest["ended_at"]}
+
+
+def result(model: Model, task: Task) -> Json | None:
+    """What the latest attempt that ended with a result said."""
+    results = [ending.result() for ending in model.endings.values() if ending.lease.task_id == task.id]
+    latest = max(results, key=lambda each: (each["completed_at"], each["id"]), default=None)
+    return latest and {**latest, "output_truncated": False}
 
 
 def stats(model: Model) -> Json:

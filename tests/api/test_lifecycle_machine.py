@@ -50,7 +50,7 @@ from lifecycle_strategies import (
     ttls,
     ways,
 )
-from lifecycle_views import history, stats, why
+from lifecycle_views import history, listed, result, stats, why
 from lifecycle_witness import Witness
 from servers import PostgresServer
 
@@ -397,7 +397,8 @@ class LifecycleMachine(RuleBasedStateMachine):
     def look_at_a_task(self, task: str) -> None:
         found = self.get(f"/llm-tasks/{task}")
         expected = self.model.tasks[task]
-        assert found == {**expected.json(), "history": history(self.model, expected)}
+        shown = {"history": history(self.model, expected), "result": result(self.model, expected)}
+        assert found == {**listed(self.model, expected), **shown}
         told = self.get(f"/llm-tasks/{task}/explain")
         assert told["status"] == expected.status
         assert {reason["code"] for reason in told["reasons"]} == why(self.model, task)
@@ -418,7 +419,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         model = self.model
         tasks, leases = model.tasks.values(), model.leases.values()
         assert self.get("/queue") == model.queue()
-        same_list(self.get("/llm-tasks?limit=1000"), {task.id: task.json() for task in tasks}, by="created_at")
+        same_list(self.get("/llm-tasks?limit=1000"), {task.id: listed(model, task) for task in tasks}, by="created_at")
         same_list(self.get("/leases?limit=1000"), {lease.id: lease.json() for lease in leases}, by="started_at")
         same_list(self.get("/workers"), {name: self._worker(name) for name in model.workers}, by="registered_at")
         asked = time.monotonic()

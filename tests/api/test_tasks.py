@@ -51,7 +51,9 @@ def test_a_whole_life(api, create, register):
     assert content.headers["content-disposition"].startswith("attachment")
     assert content.headers["content-security-policy"] == "sandbox"
     assert content.headers["etag"] == f'"{artifact["sha256"]}"'
-    assert api.get("/api/runtime/runs").json() == [done["task"]]
+    [lease] = api.get("/api/runtime/leases").json()
+    listed = done["task"] | {"started_at": lease["started_at"], "ended_at": lease["ended_at"]}
+    assert api.get("/api/runtime/runs").json() == api.get("/api/runtime/llm-tasks").json() == [listed]
     assert api.get("/api/runtime/stats").json()["tasks"]["by_status"].get("completed", 0) in (0, 1)
 
 
@@ -136,6 +138,96 @@ def test_pages_of_a_list(api):
     for bad in ({"limit": "0"}, {"limit": "1001"}, {"status": "lost"}):
         answer = api.get("/api/runtime/llm-tasks", params=bad)
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+
+
+def test_when_the_latest_attempt_began_and_ended(api, create, register):
+    def times():
+        [listed] = api.get("/api/runtime/llm-tasks").json()
+        one = api.get(f"/api/runtime/llm-tasks/{task}").json()
+        assert [listed[name] for name in ("started_at", "ended_at")] == [one["started_at"], one["ended_at"]]
+        attempts = [(attempt["started_at"], attempt["ended_at"]) for attempt in one["history"]]
+        assert (listed["started_at"], listed["ended_at"]) == (attempts[0] if attempts else (None, None))
+        return listed["started_at"], listed["ended_at"]
+
+    register()
+    task = create()["id"]
+    assert times() == (None, None)
+    post(api, f"/llm-tasks/{task}/lease")
+    first = times()
+    assert first == (first[0], None)
+    post(api, f"/llm-tasks/{task}/complete", {"status": "error", "error_message": "no"})
+    assert times() >= (first[0], first[0])
+    eventually(lambda: post(api, f"/llm-tasks/{task}/lease")[0] == 201, seconds=5)
+    second = times()
+    assert second[0] > first[0]
+    assert second[1] is None
+
+
+def test_the_result_of_the_latest_attempt_that_said_one(api, create, register):
+    def result():
+        return api.get(f"/api/runtime/llm-tasks/{task}").json()["result"]
+
+    register()
+    task = create()["id"]
+    assert result() is None
+    post(api, f"/llm-tasks/{task}/lease")
+    said = post(api, f"/llm-tasks/{task}/complete", {"status": "error", "error_message": "no"})[1]["result"]
+    assert result() == said | {"output_truncated": False}
+    assert (said["output"], said["error_message"]) == (None, "no")
+    eventually(lambda: post(api, f"/llm-tasks/{task}/lease")[0] == 201, seconds=5)
+    assert result()["error_message"] == "no"
+    metrics = {"duration_ms": 5, "tokens_used": 7, "cost_usd": 0.25}
+    body = {"status": "success", "output": "x" * 99_000, "metrics": metrics}
+    said = post(api, f"/llm-tasks/{task}/complete", body)[1]["result"]
+    assert result() == said | {"output_truncated": False}
+    assert result()["metrics"] == metrics
+
+
+def test_of_a_long_output_the_beginning_is_shown(api, daemon, create, register):
+    register()
+    task = create()["id"]
+    post(api, f"/llm-tasks/{task}/lease")
+    post(api, f"/llm-tasks/{task}/complete", {"status": "success", "output": "short"})
+    with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
+        for output, shown, truncated in [
+            ("x" * 262_144, "x" * 262_144, False),
+            ("x" * 262_145, "x" * 262_144, True),
+            ("x" + "ї" * 131_072, "x" + "ї" * 131_071, True),
+            ("", "", False),
+        ]:
+            connection.execute("UPDATE llm_results SET output = %s", [output])
+            result = api.get(f"/api/runtime/llm-tasks/{task}").json()["result"]
+            assert (result["output"], result["output_truncated"]) == (shown, truncated)
+
+
+def test_tasks_of_a_time(api, create):
+    made = [create(agent_slug=f"a{n % 2}") for n in range(4)]
+    times = [task["created_at"] for task in made]
+
+    def ids(**params):
+        return {task["id"] for task in api.get("/api/runtime/llm-tasks", params=params).json()}
+
+    for at in times:
+        assert ids(created_after=at) == {task["id"] for task in made if task["created_at"] >= at}
+        assert ids(created_before=at) == {task["id"] for task in made if task["created_at"] < at}
+    late = {task["id"] for task in made if task["created_at"] >= times[1] and task["agent_slug"] == "a1"}
+    assert ids(created_after=times[1], created_before=times[3] + 1, agent_slug="a1") == late
+    assert ids(created_after=times[3] + 1) == set()
+    assert api.get("/api/runtime/llm-tasks", params={"created_after": "yesterday"}).status_code == 400
+    page = api.get("/api/runtime/llm-tasks", params={"created_before": times[3] + 1, "limit": 3})
+    [first] = api.get(page.links["next"]["url"]).json()
+    assert first["id"] == made[0]["id"]
+
+
+def test_the_agents_that_there_are_tasks_for(api, create):
+    assert api.get("/api/runtime/llm-tasks/agents").json() == []
+    made = [create(agent_slug=slug) for slug in ("writer", "", "critic", "writer", "критик")]
+    latest = {task["agent_slug"]: task["created_at"] for task in made if task["agent_slug"]}
+    agents = api.get("/api/runtime/llm-tasks/agents").json()
+    assert {agent["agent_slug"]: agent["latest_at"] for agent in agents} == latest
+    assert len(agents) == 3
+    post(api, "/llm-tasks", [{"prompt": "p", "agent_slug": f"a{n}"} for n in range(300)])
+    assert len(api.get("/api/runtime/llm-tasks/agents").json()) == 200
 
 
 def test_labels_and_pins_choose_the_worker(api, create, register):

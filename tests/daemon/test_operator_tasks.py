@@ -273,6 +273,7 @@ SAME = {
     "POST /llm-tasks": "task.add",
     "GET /llm-tasks": "task.list",
     "GET /runs": "task.list",
+    "GET /llm-tasks/agents": "task.agents",
     "GET /llm-tasks/{task_id}": "task.show",
     "GET /llm-tasks/{task_id}/explain": "why",
     "POST /llm-tasks/{task_id}/lease": "task.lease",

@@ -8,8 +8,8 @@ from litestar import Response, get, post
 from bloomd.http.answers import Json
 from bloomd.http.bodies import convert, read, read_json
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Cursor, Limit, Req, actor, chosen, node_of, page_of, worker_of
-from bloomd.runtime import completion, leases, tasks
+from bloomd.http.requests import ALWAYS, Cursor, Limit, Req, Since, Until, actor, chosen, node_of, page_of, worker_of
+from bloomd.runtime import completion, leases, results, tasks
 from bloomd.runtime.completion import Completed
 from bloomd.runtime.explain import Explanation, explain
 from bloomd.runtime.heartbeats import Beat, Progress
@@ -17,10 +17,14 @@ from bloomd.runtime.heartbeats import heartbeat as heartbeat_once
 from bloomd.runtime.leases import Leased
 from bloomd.runtime.model import Completion, Lease, Name, NewTask, Task, TaskStatus, WorkerName
 from bloomd.runtime.pages import Page
-from bloomd.runtime.tasks import Attempt
+from bloomd.runtime.results import LatestResult
+from bloomd.runtime.tasks import Agent, Attempt, ListedTask
 
 # One transaction, one answer: enough for a script's loop, small enough to hold no lock for long.
 MAX_BULK = 500
+
+# Of a result's output, so much stands in the answer about its task.
+OUTPUT_BYTES = 256 * 1024
 
 
 class LeaseRequest(msgspec.Struct, frozen=True):
@@ -34,10 +38,13 @@ class Heartbeat(msgspec.Struct, frozen=True):
     progress: Progress | None = None
 
 
-class TaskWithHistory(Task, frozen=True):
-    """A task and its latest attempts, latest first."""
+class TaskWithHistory(ListedTask, frozen=True, kw_only=True):
+    """A task and all that there is to tell of it."""
 
-    history: list[Attempt] = msgspec.field(default_factory=list[Attempt])
+    history: list[Attempt]
+    """The latest attempts, latest first."""
+    result: LatestResult | None
+    """Of the latest attempt that said one; of its output the first 256 KiB."""
 
 
 class HeartbeatAnswer(msgspec.Struct, frozen=True):
@@ -70,9 +77,11 @@ async def listing(
     worker_id: str | None = None,
     context_id: str | None = None,
     agent_slug: str | None = None,
+    created_after: Since = 0,
+    created_before: Until = ALWAYS,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> Response[list[Task]]:
+) -> Response[list[ListedTask]]:
     """An empty filter is none."""
     page = Page.after(cursor, limit)
     rows = await tasks.listing(
@@ -82,21 +91,36 @@ async def listing(
         worker_id=worker_id or None,
         context_id=context_id or None,
         agent_slug=agent_slug or None,
+        since=created_after,
+        until=created_before,
     )
     return page_of(rows, page, lambda task: (task.created_at, task.id), request)
 
 
 @get("/api/runtime/runs", summary="The last 50 tasks")
-async def runs(request: Req) -> list[Task]:
+async def runs(request: Req) -> list[ListedTask]:
     return await tasks.listing(node_of(request).database, Page(limit=50))
+
+
+@get("/api/runtime/llm-tasks/agents", summary="The agents that there are tasks for, by name")
+async def agents(request: Req) -> list[Agent]:
+    """200 at the most."""
+    return await tasks.agents(node_of(request).database)
 
 
 @get("/api/runtime/llm-tasks/{task_id:str}", summary="One task")
 async def one(request: Req, task_id: str) -> TaskWithHistory:
-    """With its attempts: by whom, when, and how each ended."""
+    """With its attempts (by whom, when, and how each ended) and its result."""
     database = node_of(request).database
     task = await tasks.one(database, task_id)
-    return TaskWithHistory(**msgspec.structs.asdict(task), history=await tasks.history(database, task_id))
+    history = await tasks.history(database, task_id)
+    return TaskWithHistory(
+        **msgspec.structs.asdict(task),
+        started_at=history[0].started_at if history else None,
+        ended_at=history[0].ended_at if history else None,
+        history=history,
+        result=await results.latest(database, task_id, output_bytes=OUTPUT_BYTES),
+    )
 
 
 @get("/api/runtime/llm-tasks/{task_id:str}/explain", summary="Why a task does not run")
@@ -215,6 +239,6 @@ def _same(in_path: str, in_body: str | None) -> str:
 
 
 HANDLERS = [
-    create, listing, runs, one, explanation,
+    create, listing, runs, agents, one, explanation,
     lease, heartbeat, heartbeat_of_lease, complete, complete_lease, requeue, cancel,
 ]  # fmt: skip
