@@ -1,15 +1,20 @@
 """What happened, and how much there is of everything."""
 
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import msgspec
 from litestar import Response, get
 from litestar.params import Parameter
+from litestar.types import ASGIApp
 
-from bloomd.http.requests import Cursor, Limit, Req, node_of, page_of
+from bloomd.http.export import FORMATS, ExportAnswer
+from bloomd.http.requests import ALWAYS, Cursor, Limit, Req, Since, Until, linked, node_of
 from bloomd.runtime import audit
+from bloomd.runtime.audit import Wanted
 from bloomd.runtime.model import AuditEntry
 from bloomd.runtime.pages import Page
+
+Action = Annotated[str | None, Parameter(description="With a `*` at its end, all that begin so: `task.*`.")]
 
 
 class TaskCounts(msgspec.Struct, frozen=True):
@@ -36,15 +41,40 @@ class Counts(msgspec.Struct, frozen=True):
 @get("/api/runtime/audit", summary="The audit trail, newest first")
 async def listing(
     request: Req,
-    action: str | None = None,
+    action: Action = None,
     entity_id: str | None = None,
-    since: Annotated[int, Parameter(ge=0, le=1 << 53, description="Epoch milliseconds.")] = 0,
+    entity_type: str | None = None,
+    actor: str | None = None,
+    since: Since = 0,
+    until: Until = ALWAYS,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response[list[AuditEntry]]:
-    page = Page.after(cursor, limit)
-    rows = await audit.listing(node_of(request).database, page, action=action, entity_id=entity_id, since=since)
-    return page_of(rows, page, lambda entry: (entry.timestamp, entry.id), request)
+    """An empty filter is none. A page looks at 20,000 entries at the most: it may have fewer of those wanted than
+    `limit`, or none, and be followed by another all the same."""
+    wanted = Wanted(action or None, entity_id or None, entity_type or None, actor or None, since, until)
+    found = await audit.find(node_of(request).database, Page.after(cursor, limit), wanted)
+    return linked(found.entries, found.next and found.next.cursor, request)
+
+
+@get(
+    "/api/runtime/audit/export",
+    summary="The audit trail as a file, newest first",
+    opt={"media": ("text/csv", "application/jsonl")},
+)
+async def export(
+    request: Req,
+    format: Literal["csv", "jsonl"] = "csv",
+    action: Action = None,
+    entity_id: str | None = None,
+    entity_type: str | None = None,
+    actor: str | None = None,
+    since: Since = 0,
+    until: Until = ALWAYS,
+) -> ASGIApp:
+    """All entries that the same filters find. A file that is not whole ends with a connection that is broken off."""
+    wanted = Wanted(action or None, entity_id or None, entity_type or None, actor or None, since, until)
+    return cast("ASGIApp", ExportAnswer(node_of(request).database, FORMATS[format], wanted))
 
 
 @get("/api/runtime/stats", summary="Counts of tasks, leases and workers, at most a second old")
@@ -57,4 +87,4 @@ async def stats(request: Req) -> Counts:
     )
 
 
-HANDLERS = [listing, stats]
+HANDLERS = [listing, export, stats]
