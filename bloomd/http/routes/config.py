@@ -13,7 +13,7 @@ from bloomd.http.problems import FieldError, Problem
 from bloomd.http.requests import Req, actor, caller, node_of
 from bloomd.node import Node
 from bloomd.runtime import stored
-from bloomd.settings import key_problem, masked, origin, url_problem
+from bloomd.settings import Setting, describe, key_problem, masked, origin, url_problem
 
 # Every setting that the API may make, by the name under which it is stored.
 KEYS = ("membridge_server_url", "admin_key")
@@ -38,6 +38,11 @@ class Config(msgspec.Struct, frozen=True):
     last_test: int | None
 
 
+class Effective(msgspec.Struct, frozen=True):
+    settings: list[Setting]
+    warnings: tuple[str, ...]
+
+
 class Test(msgspec.Struct, frozen=True, omit_defaults=True):
     connected: bool
     health: Any = None
@@ -47,6 +52,13 @@ class Test(msgspec.Struct, frozen=True, omit_defaults=True):
 @get("/api/runtime/config", summary="The Membridge settings in force")
 async def show(request: Req) -> Config:
     return await _config(node_of(request))
+
+
+@get("/api/runtime/settings", summary="Every setting in force, and where it was told")
+async def effective(request: Req) -> Effective:
+    """Of this node, secrets masked."""
+    loaded = node_of(request).loaded
+    return Effective(describe(loaded), loaded.warnings)
 
 
 @post("/api/runtime/config", summary="Set the Membridge URL and key", status_code=200, opt={"body": NewConfig})
@@ -168,4 +180,4 @@ def _field(field: str, message: str) -> Problem:
     return Problem(400, f"{field}: {message}", type="invalid", errors=[FieldError(field, message)])
 
 
-HANDLERS = [show, change, unset, test_connection]
+HANDLERS = [show, effective, change, unset, test_connection]
