@@ -139,6 +139,7 @@ def _workers(stats: Stats) -> Workers:
         online=stats.workers_online,
         capacity=stats.capacity,
         busy=stats.active_leases,
+        free=stats.free,
         cordoned=stats.cordoned,
         draining=stats.draining,
     )

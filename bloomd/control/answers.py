@@ -63,6 +63,8 @@ class Workers(TypedDict):
     online: int
     capacity: int
     busy: int
+    free: int
+    """Leases that could be had at once, by tasks that need no label."""
     cordoned: int
     draining: int
 

@@ -22,6 +22,10 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
        (SELECT count(*) FROM workers)                                                          AS workers,
        (SELECT count(*) FROM workers WHERE status = 'online')                                  AS workers_online,
        (SELECT coalesce(sum(capacity), 0) FROM workers WHERE status = 'online')                AS capacity,
+       (SELECT coalesce(sum(capacity - active_leases), 0)
+          FROM workers
+         WHERE bloom_misfit(id, status, capabilities, active_leases, capacity, cordoned, draining, NULL, '[]') IS NULL
+       )                                                                                       AS free,
        (SELECT count(*) FROM workers WHERE cordoned)                                           AS cordoned,
        (SELECT count(*) FROM workers WHERE draining)                                           AS draining,
        NOT bloom_queue_is_open()                                                               AS paused,
@@ -63,6 +67,8 @@ class Stats(msgspec.Struct, frozen=True):
     workers_online: int
     capacity: int
     """Leases that the online workers may hold together."""
+    free: int
+    """Leases that could be had at once, by tasks that need no label."""
     cordoned: int
     draining: int
     paused: bool

@@ -32,8 +32,9 @@ def test_what_is_set_through_the_api_says_so(api):
     url, key = shown["membridge.server_url"], shown["membridge.admin_key"]
     assert (url["value"], url["source"], url["where"]) == ("http://127.0.0.1:1", "database", "membridge_server_url")
     assert (key["value"], key["source"]) == ("0123****cdef", "database")
-    api.delete("/api/runtime/config/membridge_server_url")
-    api.delete("/api/runtime/config/admin_key")
+    assert api.get("/api/runtime/config").json()["stored"] == ["membridge_server_url", "admin_key"]
+    assert api.delete("/api/runtime/config/membridge_server_url").json()["stored"] == ["admin_key"]
+    assert api.delete("/api/runtime/config/admin_key").json()["stored"] == []
     shown = {setting["key"]: setting for setting in api.get(PATH).json()["settings"]}
     assert shown["membridge.server_url"]["source"] == "default"
 

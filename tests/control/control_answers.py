@@ -41,7 +41,7 @@ GOOD: dict[str, Any] = {
         "rescued_last_hour": 0,
         "pause": None,
     },
-    "workers": {"total": 4, "online": 3, "capacity": 12, "busy": 3, "cordoned": 0, "draining": 0},
+    "workers": {"total": 4, "online": 3, "capacity": 12, "busy": 3, "free": 9, "cordoned": 0, "draining": 0},
     "leader": {"node": "alpha", "epoch": 7, "since": NOW - 3 * 3600, "here": True},
     "sync": {
         "configured": True, "last_success": NOW - 4, "age_seconds": 4.0, "failures": 0, "error": None, "agents": 4,

@@ -82,7 +82,7 @@ async def test_settings_made_through_the_api_are_in_force_at_once_on_every_node(
         await off_loop(other.start)
         post, get = partial(off_loop, one.http.post), partial(off_loop, one.http.get)
         assert (await get("/api/runtime/config")).json() == {
-            "membridge_server_url": "", "admin_key_masked": "", "connected": False, "last_test": None,
+            "membridge_server_url": "", "admin_key_masked": "", "connected": False, "last_test": None, "stored": [],
         }  # fmt: skip
         body = {"membridge_server_url": peer.url + "/", "membridge_admin_key": KEY}
         saved = (await post("/api/runtime/config", json=body)).json()

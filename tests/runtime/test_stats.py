@@ -32,6 +32,9 @@ async def test_it_counts_what_is_there(db, sql, new_task, new_worker):
     counted = await counts(db)
     assert counted.by_status == {"queued": 4, "leased": 1}
     assert (counted.leases, counted.active_leases, counted.workers_online, counted.capacity) == (1, 1, 1, 3)
+    assert counted.free == 2
+    sql("UPDATE workers SET cordoned = true")
+    assert (await counts(db)).free == 0
     await complete(db, first.id, Completion("success"), retry=RETRY, actor="test")
     assert (await counts(db)).by_status == {"queued": 4, "completed": 1}
     sql("DELETE FROM llm_tasks WHERE status = 'queued'")

@@ -36,6 +36,8 @@ class Config(msgspec.Struct, frozen=True):
     admin_key_masked: str
     connected: bool
     last_test: int | None
+    stored: list[str]
+    """What was set here, of `membridge_server_url` and `admin_key`; not all of it need be in force."""
 
 
 class Effective(msgspec.Struct, frozen=True):
@@ -161,6 +163,7 @@ async def _config(node: Node) -> Config:
         admin_key_masked=masked(membridge.admin_key) if membridge.admin_key else "",
         connected=values.get("connected") == "true",
         last_test=int(last_test) if last_test.isascii() and last_test.isdigit() else None,
+        stored=[key for key in KEYS if key in values],
     )
 
 
