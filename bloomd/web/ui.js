@@ -36,9 +36,9 @@ export function link(label, page, params, attributes = {}) {
 
 // A word for a state, with a colour and a mark of its own: colour alone tells nothing to many.
 const MOODS = {
-  good: ["ok", "up", "online", "completed", "success", "running", "live", "cloned", "synced", "active"],
+  good: ["ok", "up", "online", "completed", "success", "running", "live", "cloned", "synced", "active", "done", "equal"],
   bad: ["down", "failed", "dead", "error", "offline", "expired", "deadline"],
-  warn: ["degraded", "waiting", "backoff", "stopping", "draining", "cordoned", "reconnecting", "cancelled", "paused", "polling"],
+  warn: ["degraded", "waiting", "backoff", "stopping", "draining", "cordoned", "reconnecting", "cancelled", "paused", "polling", "differs", "lost"],
 };
 
 export function badge(state, label = known(`app.state.${state}`, state)) {
@@ -136,7 +136,7 @@ export function pager(page, params, next) {
 
 // Names and values, one below the other.
 export function facts(entries) {
-  const shown = entries.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const shown = entries.filter(([, value]) => ![null, undefined, false, ""].includes(value));
   return h("dl", { class: "facts" }, shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 

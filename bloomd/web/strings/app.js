@@ -89,6 +89,10 @@ export default {
     "state.propagating": "propagating",
     "state.synced": "synced",
     "state.paused": "paused",
+    "state.done": "done",
+    "state.lost": "lost",
+    "state.equal": "match",
+    "state.differs": "mismatch",
   },
   uk: {
     name: "BLOOM Runtime",
@@ -180,5 +184,9 @@ export default {
     "state.propagating": "поширюється",
     "state.synced": "синхронізовано",
     "state.paused": "пауза",
+    "state.done": "виконано",
+    "state.lost": "втрачено",
+    "state.equal": "збіг",
+    "state.differs": "розбіжність",
   },
 };
