@@ -112,7 +112,7 @@ def test_keys(document, operation):
     assert without == {
         "/metrics",
         "/ready",
-        *(f"/api/runtime/{each}" for each in ("ready", "health", "test-connection", "enrolments/exchange")),
+        *(f"/api/runtime/{each}" for each in ("ready", "health", "test-connection", "enrolments/exchange", "session")),
         "/api/runtime/agent-install-script",  # for who has a code
     }
     assert operation("get", "/metrics")["security"] == [{}, *key]

@@ -41,7 +41,7 @@ def test_the_key_is_needed_everywhere_but_where_it_is_not(stranger, api):
         "connected": False,
         "error": "Membridge cannot be reached",
     }
-    for path in ("/api/runtime/stats", "/api/membridge/health", "/api/schema", "/", "/api/runtime/nothing", "//"):
+    for path in ("/api/runtime/stats", "/api/membridge/health", "/api/schema", "/api/runtime/nothing", "/nothing"):
         answer = stranger.get(path)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="bloomd"')
     assert stranger.get("/metrics").status_code == 200

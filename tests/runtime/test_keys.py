@@ -261,7 +261,8 @@ class Written(Database):
 
     async def rows(self, struct, query, /, **parameters):
         await trio.lowlevel.checkpoint()
-        return [struct(hash=hash, name=f"key {number}") for number, hash in enumerate(self.hashes)]
+        holders = self.hashes if struct is keys.Holder else ()
+        return [struct(hash=hash, name=f"key {number}") for number, hash in enumerate(holders)]
 
     async def execute(self, query, /, **parameters):
         await trio.lowlevel.checkpoint()
