@@ -40,7 +40,8 @@ SELECT horizon,
 PAGE = 500
 
 # The trail is pruned from its old end: what came after a position is all there when the oldest entry is no newer than
-# it, or is the very first. (An empty trail was pruned, or never had an entry.)
+# it, or the very first is among the oldest: of transactions at one time the later may have taken it. (An empty trail
+# was pruned, or never had an entry.)
 BEGINNING = """
 WITH now AS MATERIALIZED (
     SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon
@@ -51,11 +52,12 @@ SELECT horizon,
                   WHERE xact < (SELECT horizon FROM now)
                   ORDER BY xact DESC, seq DESC
                   LIMIT 1), '[0, 0]') AS newest,
-       coalesce((SELECT (xact, seq) <= (%(xact)s, %(seq)s) OR seq = 1
-                   FROM audit_logs
-                  WHERE xact IS NOT NULL
-                  ORDER BY xact, seq
-                  LIMIT 1),
+       coalesce((SELECT bool_or((xact, seq) <= (%(xact)s, %(seq)s) OR seq = 1)
+                   FROM (SELECT xact, seq
+                           FROM audit_logs
+                          WHERE xact IS NOT NULL
+                          ORDER BY xact, seq
+                          LIMIT 100) AS oldest),
                 (SELECT NOT is_called FROM audit_logs_seq)) AS kept
   FROM now
 """

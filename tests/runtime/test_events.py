@@ -330,6 +330,16 @@ async def test_without_history_nothing_is_missing(feed, write):
             assert [event.entity_id for event in await take(subscription, 1)] == ["a"]
 
 
+async def test_the_first_entry_may_be_of_a_later_transaction(feed, conninfo, write):
+    async with await Connection.connect(conninfo) as earlier:
+        async with earlier.transaction():
+            await earlier.execute("SELECT pg_current_xact_id()")
+            write("first")
+            await earlier.execute(INSERT, ["task.test", "second", 1])
+        async with feed.subscribe("0-0") as subscription:
+            assert [event.entity_id for event in await take(subscription, 2)] == ["second", "first"]
+
+
 async def test_entries_of_a_restored_database_hold_nothing_back(db, feed, sql, write):
     """They bear the numbers of transactions that this server has yet to begin."""
     sql("INSERT INTO audit_logs VALUES ('r', 1, 'task.x', 'task', 'restored', 'x', NULL, 5, 1000000000000)")
