@@ -113,7 +113,7 @@ def test_a_killed_listener_is_noticed_and_nothing_is_stranded_meanwhile(two, dat
 
 def test_after_a_restart_of_the_daemon_a_reader_misses_nothing(bloomd, database):
     daemon = bloomd().start()
-    with EventSource(daemon.http) as source:
+    with EventSource(daemon.http, types="task") as source:
         insert(database, "before")
         [seen] = [source.until(lambda event: event.data["entity_id"] == "before")]
     assert daemon.stop() == 0

@@ -4,23 +4,17 @@ from typing import Annotated
 
 import msgspec
 from litestar import get, post
-from litestar.params import Parameter
 from msgspec import Meta
 
 from bloomd.control.answers import Services, Status
 from bloomd.errors import one_line
 from bloomd.http.bodies import read
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Req, actor, chosen, node_of
+from bloomd.http.requests import Req, Since, actor, chosen, node_of
 from bloomd.runtime import samples
 from bloomd.runtime.samples import Sample
 from bloomd.status import services, status
 from bloomd.supervisor import UnknownService
-
-From = Annotated[
-    int | None,
-    Parameter(ge=0, le=1 << 53, description="Epoch milliseconds: from then on. Without it, the last hour."),
-]
 
 # Why one of these is not restarted from here, and what to do instead.
 NOT_FROM_HERE = {
@@ -68,8 +62,9 @@ async def restart(request: Req) -> Services:
 
 
 @get("/api/runtime/queue/history", summary="The queue in the last hours, oldest first")
-async def history(request: Req, since: From = None) -> list[Sample]:
-    """A sample every half minute, kept for a day; none for the time in which no daemon ran."""
+async def history(request: Req, since: Since | None = None) -> list[Sample]:
+    """A sample every half minute, kept for a day; none for the time in which no daemon ran. Without `since`, those of
+    the last hour."""
     return await samples.history(node_of(request).database, chosen("since", since, request))
 
 
