@@ -15,9 +15,6 @@ INTERVAL_SECONDS = 30.0
 # A day, and an hour more, so that a day is whole whenever it is looked at.
 KEPT_MS = 25 * 3_600_000
 
-# What is looked at when nothing else is asked for.
-USUAL_MS = 3_600_000
-
 # About four hours of samples: some milliseconds' work.
 BATCH = 500
 
@@ -56,20 +53,18 @@ RETURNING at
 
 # The one before the first that is asked for is read as well, so that the first, too, can say what happened since.
 HISTORY = """
-WITH asked AS (
-    SELECT coalesce(%(since)s::bigint, bloom_now_ms() - %(usual_ms)s) AS since
-), known AS (
-    SELECT samples.at, queued, leased, running, free,
+WITH known AS (
+    SELECT at, queued, leased, running, free,
            created   - lag(created)   OVER before AS created,
            completed - lag(completed) OVER before AS completed,
            failed    - lag(failed)    OVER before AS failed,
            dead      - lag(dead)      OVER before AS dead,
            cancelled - lag(cancelled) OVER before AS cancelled
-      FROM samples, asked
-     WHERE samples.at >= coalesce((SELECT max(at) FROM samples, asked WHERE at < since), 0)
-    WINDOW before AS (ORDER BY samples.at)
+      FROM samples
+     WHERE at >= coalesce((SELECT max(at) FROM samples WHERE at < %(since)s), 0)
+    WINDOW before AS (ORDER BY at)
 )
-SELECT known.* FROM known, asked WHERE known.at >= since ORDER BY known.at
+SELECT * FROM known WHERE at >= %(since)s ORDER BY at
 """
 
 
@@ -93,9 +88,9 @@ class _Row(msgspec.Struct, frozen=True):
     at: int
 
 
-async def history(database: Database, since: int | None = None) -> list[Sample]:
-    """The samples from this time on (epoch ms), or those of the last hour; oldest first."""
-    return await database.rows(Sample, HISTORY, since=since, usual_ms=USUAL_MS)
+async def history(database: Database, since: int = 0) -> list[Sample]:
+    """The samples from this time on (epoch ms), oldest first."""
+    return await database.rows(Sample, HISTORY, since=since)
 
 
 class Sampler:

@@ -10,7 +10,7 @@ from bloomd.control.answers import Services, Status
 from bloomd.errors import one_line
 from bloomd.http.bodies import read
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Req, Since, actor, chosen, node_of
+from bloomd.http.requests import Req, Since, actor, node_of
 from bloomd.runtime import samples
 from bloomd.runtime.samples import Sample
 from bloomd.status import services, status
@@ -62,10 +62,9 @@ async def restart(request: Req) -> Services:
 
 
 @get("/api/runtime/queue/history", summary="The queue in the last hours, oldest first")
-async def history(request: Req, since: Since | None = None) -> list[Sample]:
-    """A sample every half minute, kept for a day; none for the time in which no daemon ran. Without `since`, those of
-    the last hour."""
-    return await samples.history(node_of(request).database, chosen("since", since, request))
+async def history(request: Req, since: Since = 0) -> list[Sample]:
+    """A sample every half minute, kept for a day; none for the time in which no daemon ran."""
+    return await samples.history(node_of(request).database, since)
 
 
 HANDLERS = [show, restart, history]
