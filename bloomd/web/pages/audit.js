@@ -1,6 +1,6 @@
 // The audit trail: who has done what, to what. What happens comes in on top by the events; the API is only asked for pages.
 //
-//   following ◀─▶ held: somebody has scrolled down, or pressed the button. What comes then is counted, and read when it is wanted.
+//   following ◀─▶ held: somebody has scrolled down, or pressed the button. What comes then is only counted.
 
 import { api } from "../api.js";
 import { h } from "../dom.js";
@@ -67,10 +67,8 @@ export const audit = {
       !isFixed(params) && followButton(stopped, state, reload, redraw),
       ["csv", "jsonl"].map((format) => h("a", { href: exported(params, format), download: "" }, t(`audit.export.${format}`))),
     ),
-    filterForm(params, rows),
-    isFixed(params)
-      ? params.get("cursor") && h("p", { class: "stale" }, t("audit.older"))
-      : held.size > 0 && h("p", { class: "news", key: "news" }, button(t("audit.news", { n: held.size }), () => follow(state, reload), { kind: "primary" })),
+    filterForm(params, new Set(rows.map(({ action }) => action))),
+    held.size > 0 && newsButton(held.size, () => follow(state, reload)),
     table({
       caption: t("audit.title"),
       rows,
@@ -79,7 +77,7 @@ export const audit = {
         { title: t("audit.when"), cell: (entry) => time(entry.timestamp) },
         { title: t("audit.action"), cell: actionCell },
         { title: t("audit.entity"), cell: entityCell },
-        { title: t("audit.actor"), cell: ({ actor }) => link(actor, "audit", { actor }, { class: "quiet", title: t("audit.only", { what: actor }) }) },
+        { title: t("audit.actor"), cell: ({ actor }) => only(actor, { actor }, actor) },
         { title: t("audit.detail"), cell: ({ detail }) => detailCell(detail ?? "") },
       ],
     }),
@@ -105,12 +103,16 @@ function follow(state, reload) {
 }
 
 function followButton(stopped, state, reload, redraw) {
-  if (stopped) return button(t("audit.follow"), () => follow(state, reload), { title: t("audit.followTitle"), key: "follow" });
+  if (stopped) return button(t("audit.follow"), () => follow(state, reload), { key: "follow" });
   const stop = () => {
     state.stopped = true;
     redraw();
   };
-  return button(t("audit.stop"), stop, { title: t("audit.stopTitle"), key: "stop" });
+  return button(t("audit.stop"), stop, { key: "stop" });
+}
+
+function newsButton(n, show) {
+  return h("p", { class: "news", key: "news" }, button(t("audit.news", { n }), show, { kind: "primary" }));
 }
 
 // Back at the top, what was held is shown.
@@ -150,7 +152,7 @@ function exported(params, format) {
   return `/api/runtime/audit/export?${new URLSearchParams({ format, ...filters(params) })}`;
 }
 
-function filterForm(params, rows) {
+function filterForm(params, actions) {
   const text = (name, attributes) =>
     field(
       t(`audit.${name}`),
@@ -170,7 +172,7 @@ function filterForm(params, rows) {
       onchange: ({ currentTarget: { value } }) => change({ [name]: value && new Date(value).getTime() }),
     });
   const type = params.get("entity_type") ?? "";
-  const types = type && !TYPES.includes(type) ? [...TYPES, type] : TYPES;
+  const types = [["", t("app.all")], ...[...new Set([...TYPES, type])].filter(Boolean).map((each) => [each, typeName(each)])];
   return h(
     "form",
     { class: "filters even", role: "search", "aria-label": t("audit.filters"), onsubmit: (event) => event.preventDefault() },
@@ -178,13 +180,11 @@ function filterForm(params, rows) {
     h(
       "datalist",
       { id: "audit-actions" },
-      [...FAMILIES.map((family) => `${family}.*`), ...new Set(rows.map(({ action }) => action))].map((value) => h("option", { value })),
+      [...FAMILIES.map((family) => `${family}.*`), ...actions].map((value) => h("option", { value })),
     ),
     field(
       t("audit.entity_type"),
-      select([["", t("app.all")], ...types.map((each) => [each, typeName(each)])], type, (entity_type) => change({ entity_type }), {
-        id: "audit-entity_type",
-      }),
+      select(types, type, (chosen) => change({ entity_type: chosen }), { id: "audit-entity_type" }),
     ),
     text("entity_id"),
     text("actor"),
@@ -218,24 +218,23 @@ function typeName(type) {
   return known(`audit.type.${type}`, type);
 }
 
+// A link to the entries that have this.
+function only(label, params, what) {
+  return link(label, "audit", params, { class: "quiet", title: t("audit.only", { what }) });
+}
+
 function actionCell({ action }) {
   const word = action.slice(action.indexOf(".") + 1);
-  const filter = link(action, "audit", { action }, { class: "mono quiet", title: t("audit.only", { what: action }) });
-  return h("div", {}, known(`audit.do.${word}`, known(`app.state.${word}`, "")), h("div", {}, filter));
+  const keys = [`audit.do.${word}`, `app.state.${word}`, `audit.do.${word.split("_").pop()}`];
+  const meaning = keys.map((key) => known(key, "")).find(Boolean);
+  return h("div", {}, meaning, h("div", { class: "mono" }, only(action, { action }, action)));
 }
 
 function entityCell({ action, entity_type: type, entity_id: id }) {
-  const only = t("audit.only", { what: `${typeName(type)} ${id}` });
   // What is done to many at once has a name of its own, which is none of theirs.
   const place = /^(tasks|retention)\./.test(action) ? null : PLACES[type]?.(id);
-  return h(
-    "div",
-    {},
-    typeName(type),
-    " ",
-    link(t("audit.trail"), "audit", { entity_id: id }, { class: "quiet", title: only, "aria-label": only }),
-    h("div", { class: "mono" }, place ? link(id, ...place, { class: "quiet" }) : id),
-  );
+  const trail = only(t("audit.trail"), { entity_id: id }, id);
+  return h("div", {}, typeName(type), " ", trail, h("div", { class: "mono" }, place ? link(id, ...place, { class: "quiet" }) : id));
 }
 
 function detailCell(detail) {

@@ -6,7 +6,7 @@ import { time } from "../format.js";
 import { known, t } from "../i18n.js";
 import { badge, button, card, facts, link, pager, problemBox, table } from "../ui.js";
 import { create } from "./managed.js";
-import { asked, count, digest, isCanonical, leadership, list, memory, moment, unknown } from "./plane.js";
+import { asked, column, count, isCanonical, leadership, list, memory, moment, unknown } from "./plane.js";
 import { loadProject, renderProject } from "./project.js";
 
 // Of so many projects the nodes are compared here, and of each not more often than this.
@@ -14,7 +14,7 @@ const COMPARED = 20;
 const FRESH_MS = 60_000;
 
 export const membridge = {
-  title: () => t("membridge.title"),
+  title: () => "Membridge",
   types: ["audit"],
   every: 20_000, // what nodes say of themselves is no event
 
@@ -60,66 +60,58 @@ async function all({ state }) {
   return said;
 }
 
-function overview({ config, managed, params }, context) {
-  const { state } = context;
+function overview({ config, managed, params }, { state }) {
   const said = state.said?.all;
-  const isMissing = !(config instanceof Problem) && !config.membridge_server_url && !(said && !(said.health instanceof Problem));
-  const part = (name, shown) => {
-    if (!said) return h("p", { class: "empty" }, t("membridge.asking"));
-    return said[name] instanceof Problem ? problemBox(said[name]) : shown(said[name]);
+  const failed = said?.health instanceof Problem;
+  const isMissing = config.membridge_server_url === "" && (!said || failed);
+  const part = (title, name, shown, ...more) => {
+    const content = () => (said[name] instanceof Problem ? problemBox(said[name]) : shown(said[name]));
+    return card(t(title), said ? content() : h("p", { class: "empty" }, t("membridge.asking")), more);
   };
-  const plane = () => [
-    card(t("membridge.server"), part("health", (health) => connection(health, config)), said?.health instanceof Problem && link(t("membridge.setUp"), "runtime")),
-    card(t("membridge.projects"), part("projects", (rows) => projects(rows, managed, context))),
-    card(t("membridge.agents"), part("agents", agents)),
-    card(t("membridge.jobs"), part("jobs", jobs)),
-  ];
+  const setUp = link(t("membridge.setUp"), "runtime");
   return [
-    h("header", { class: "bar" }, h("h1", {}, t("membridge.title"))),
+    h("header", { class: "bar" }, h("h1", {}, "Membridge")),
     isMissing
-      ? card(t("membridge.server"), h("p", {}, t("membridge.missing")), link(t("membridge.setUp"), "runtime"))
-      : plane().slice(0, 2),
-    h(
-      "section",
-      { class: "card", key: "managed" },
-      h("div", { class: "bar" }, h("h2", {}, t("membridge.managed")), button(t("membridge.create"), () => create(context))),
+      ? card(t("membridge.server"), h("p", {}, t("membridge.missing")), setUp)
+      : [
+          part("membridge.server", "health", (health) => connection(health, config), failed && setUp),
+          part("membridge.projects", "projects", (rows) => projects(rows, managed, state)),
+        ],
+    card(
+      null,
+      h("div", { class: "bar" }, h("h2", {}, t("membridge.managed")), button(t("membridge.create"), create)),
       managed instanceof Problem ? problemBox(managed) : [managedTable(managed.rows), pager("membridge", params, managed.next)],
     ),
-    !isMissing && plane().slice(2),
+    !isMissing && [part("membridge.agents", "agents", agents), part("membridge.jobs", "jobs", jobs)],
   ];
 }
 
-function connection(health, config) {
-  const { status, service, version, projects, agents } = health ?? {};
+function connection(health, { membridge_server_url: url }) {
   return facts([
-    [t("membridge.state"), unknown(status, badge)],
-    [t("membridge.url"), config instanceof Problem ? unknown() : config.membridge_server_url],
-    [t("membridge.service"), unknown(service)],
-    [t("membridge.version"), unknown(version)],
-    [t("membridge.projects"), count(projects)],
-    [t("membridge.agents"), count(agents)],
+    [t("membridge.state"), unknown(health?.status, badge)],
+    [t("membridge.url"), unknown(url)],
+    [t("membridge.version"), unknown(health?.version)],
+    [t("membridge.projects"), count(health?.projects)],
+    [t("membridge.agents"), count(health?.agents)],
   ]);
 }
 
-function projects(rows, managed, { state }) {
-  const nodesOf = ({ canonical_id: id }) => state.compared?.[id] ?? {};
-  const managedOf = ({ canonical_id: id }) => (managed.rows ?? []).find((project) => project.canonical_id === id);
+function projects(rows, managed, { compared }) {
+  const of = ({ canonical_id: id }) => compared?.[id] ?? {};
+  const clone = ({ canonical_id: id }) => managed.rows?.find((project) => project.canonical_id === id);
   return table({
     caption: t("membridge.projects"),
     rows,
     rowKey: (project) => project.canonical_id ?? project.name,
-    empty: t("membridge.noProjects"),
     columns: [
-      {
-        title: t("membridge.name"),
-        cell: ({ name, canonical_id: id }) => (isCanonical(id) ? link(name || id, "membridge", { project: id }) : unknown(name)),
-      },
-      { title: t("membridge.memory"), cell: (project) => unknown(nodesOf(project).nodes, (nodes) => (nodes.length ? badge(memory(nodes)) : "–")) },
-      { title: t("membridge.primary"), cell: (project) => unknown(nodesOf(project).leader, ({ primary }) => primary ?? "–") },
-      { title: t("membridge.nodes"), number: true, cell: (project) => count(project.nodes_count) },
-      { title: t("membridge.seen"), cell: (project) => moment(project.last_seen) },
-      { title: t("membridge.source"), cell: ({ source }) => unknown(source, (each) => known(`membridge.source.${each}`, each)) },
-      { title: t("membridge.managedHere"), cell: (project) => (managedOf(project) ? badge(managedOf(project).clone_status) : "–") },
+      column("membridge.name", ({ name, canonical_id: id }) =>
+        isCanonical(id) ? link(name || id, "membridge", { project: id }) : unknown(name),
+      ),
+      column("membridge.memory", (project) => unknown(of(project).nodes, (nodes) => (nodes.length ? badge(memory(nodes)) : "–"))),
+      column("membridge.primary", (project) => unknown(of(project).leader, ({ primary }) => primary ?? "–")),
+      column("membridge.nodes", (project) => count(project.nodes_count), true),
+      column("membridge.seen", (project) => moment(project.last_seen)),
+      column("membridge.managedHere", (project) => (clone(project) ? badge(clone(project).clone_status) : "–")),
     ],
   });
 }
@@ -128,14 +120,13 @@ function managedTable(rows) {
   return table({
     caption: t("membridge.managed"),
     rows,
-    empty: t("membridge.noManaged"),
     columns: [
-      { title: t("membridge.name"), cell: ({ id, name }) => link(name, "membridge", { managed: id }) },
-      { title: t("membridge.state"), cell: (project) => badge(project.clone_status) },
-      { title: t("membridge.repository"), cell: (project) => project.repo_url },
-      { title: t("membridge.primary"), cell: (project) => project.primary_node_id ?? "–" },
-      { title: t("membridge.updated"), cell: (project) => time(project.updated_at) },
-      { title: t("membridge.error"), cell: (project) => project.error_message ?? "–" },
+      column("membridge.name", ({ id, name }) => link(name, "membridge", { managed: id })),
+      column("membridge.state", (project) => badge(project.clone_status)),
+      column("membridge.repository", (project) => project.repo_url),
+      column("membridge.primary", (project) => project.primary_node_id ?? "–"),
+      column("membridge.updated", (project) => time(project.updated_at)),
+      column("membridge.error", (project) => project.error_message ?? "–"),
     ],
   });
 }
@@ -145,15 +136,12 @@ function agents(rows) {
     caption: t("membridge.agents"),
     rows,
     rowKey: (agent) => agent.name,
-    empty: t("membridge.noAgents"),
     columns: [
-      { title: t("membridge.name"), cell: ({ name }) => unknown(name, (worker) => link(worker, "workers", { worker })) },
-      { title: t("membridge.state"), cell: ({ status }) => badge(status ?? "unknown") },
-      { title: t("membridge.seen"), cell: (agent) => moment(agent.last_seen) },
-      { title: t("membridge.observations"), number: true, cell: (agent) => count(agent.obs_count) },
-      { title: t("membridge.sha"), cell: (agent) => digest(agent.db_sha) },
-      { title: t("membridge.version"), cell: (agent) => unknown(agent.agent_version) },
-      { title: t("membridge.url"), cell: (agent) => unknown(agent.url) },
+      column("membridge.name", ({ name }) => unknown(name, (worker) => link(worker, "workers", { worker }))),
+      column("membridge.state", ({ status }) => unknown(status, badge)),
+      column("membridge.seen", (agent) => moment(agent.last_seen)),
+      column("membridge.version", (agent) => unknown(agent.agent_version)),
+      column("membridge.url", (agent) => unknown(agent.url)),
     ],
   });
 }
@@ -163,14 +151,13 @@ function jobs(rows) {
     caption: t("membridge.jobs"),
     rows,
     rowKey: (job) => job.id ?? job.job_id,
-    empty: t("membridge.noJobs"),
     columns: [
-      { title: t("membridge.begun"), cell: (job) => moment(job.created_at) },
-      { title: t("membridge.what"), cell: ({ action }) => unknown(action, (each) => known(`membridge.${each}`, each)) },
-      { title: t("membridge.project"), cell: (job) => unknown(job.project) },
-      { title: t("membridge.node"), cell: (job) => unknown(job.agent) },
-      { title: t("membridge.state"), cell: ({ status }) => badge(status ?? "unknown") },
-      { title: t("membridge.detail"), cell: (job) => job.detail || "–" },
+      column("membridge.begun", (job) => moment(job.created_at)),
+      column("membridge.what", ({ action }) => unknown(action, (each) => known(`membridge.${each}`, each))),
+      column("membridge.project", (job) => unknown(job.project)),
+      column("membridge.node", (job) => unknown(job.agent)),
+      column("membridge.state", ({ status }) => unknown(status, badge)),
+      column("membridge.detail", (job) => job.detail || "–"),
     ],
   });
 }

@@ -15,14 +15,11 @@ export async function asked({ state, signal, redraw }, name, ask) {
   state.said ??= {};
   state.asking ??= {};
   const asking = (state.asking[name] ??= ask().finally(() => delete state.asking[name]));
-  const arrived = asking.then(
-    (said) => {
-      state.said[name] = said;
-      if (!signal.aborted) redraw();
-    },
-    () => {},
-  );
-  await Promise.race([arrived, new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
+  const keep = (said) => {
+    state.said[name] = said;
+    if (!signal.aborted) redraw();
+  };
+  await Promise.race([asking.then(keep, () => {}), new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
 }
 
 // A list, which some wrap in an object.
@@ -58,21 +55,22 @@ export function memory(nodes) {
 
 // --- Values that may be missing
 
-export function unknown(value, shown = (known) => String(known)) {
-  return value === null || value === undefined || value === "" ? h("span", { class: "empty" }, t("membridge.unknown")) : shown(value);
+export function unknown(value, shown = String) {
+  return [null, undefined, ""].includes(value) ? h("span", { class: "empty" }, t("app.state.unknown")) : shown(value);
 }
 
 export const count = (value) => unknown(value, (known) => (typeof known === "number" ? number(known) : String(known)));
 
 // A moment in epoch seconds, or as text.
 export function moment(value) {
-  const ms = typeof value === "number" ? value * 1000 : Date.parse(value ?? "");
-  return unknown(Number.isFinite(ms) ? ms : null, (at) => time(at));
+  const ms = typeof value === "number" ? value * 1000 : Date.parse(value);
+  return unknown(Number.isFinite(ms) ? ms : null, time);
 }
 
-// The digest of a database, short, and how it compares with another one.
+// The digest of a database, short, and whether it is that other one.
 export function digest(sha, other) {
-  return unknown(sha, (known) =>
-    h("div", { class: "buttons" }, other && badge(sha === other ? "equal" : "differs"), h("code", { title: known }, String(known).slice(0, 10))),
-  );
+  const short = () => h("code", { title: sha }, String(sha).slice(0, 10));
+  return h("div", { class: "buttons" }, sha && badge(sha === other ? "equal" : "differs"), unknown(sha, short));
 }
+
+export const column = (key, cell, number = false) => ({ title: t(key), cell, number });

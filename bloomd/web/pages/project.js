@@ -3,25 +3,25 @@
 
 import { Problem, api, settle } from "../api.js";
 import { h } from "../dom.js";
-import { duration, time } from "../format.js";
+import { duration } from "../format.js";
 import { known, t } from "../i18n.js";
 import { badge, button, card, facts, field, formDialog, link, problemBox, select, table, toast } from "../ui.js";
-import { managedCard } from "./managed.js";
-import { asked, count, digest, leadership, memory, moment, unknown } from "./plane.js";
+import { managedProject } from "./managed.js";
+import { asked, column, count, digest, leadership, memory, moment, unknown } from "./plane.js";
 
 // How long a node may be promoted for, in seconds; Membridge's own default is the second.
 const TERMS = [900, 3600, 28_800, 86_400, 604_800];
 
 export async function loadProject(context) {
   const { params } = context;
-  const { managed } = await settle({ managed: manager(params) });
+  const { managed } = await settle({ managed: managedOf(params) });
   if (managed instanceof Problem && params.has("managed")) throw managed;
   const id = params.get("project") ?? managed.canonical_id;
   await asked(context, id, () => leadership(id));
   return { id, managed, params };
 }
 
-async function manager(params) {
+async function managedOf(params) {
   let id = params.get("managed");
   // Membridge knows nothing of bloomd's ids.
   id ??= (await api.get("/runtime/projects", { limit: 1000 })).find((each) => each.canonical_id === params.get("project"))?.id;
@@ -31,67 +31,67 @@ async function manager(params) {
 export function renderProject({ id, managed }, context) {
   const said = context.state.said?.[id];
   const called = managed?.name ?? said?.nodes?.find((node) => node.project_id)?.project_id ?? id;
+  const isManaged = managed && (managed instanceof Problem ? problemBox(managed) : managedProject(managed, context));
   return [
     h("header", { class: "bar" }, h("h1", {}, called), link(t("membridge.back"), "membridge")),
-    card(t("membridge.leadership"), said ? leadershipOf(id, called, said, context) : h("p", { class: "empty" }, t("membridge.asking"))),
-    managed instanceof Problem ? card(t("membridge.managedHere"), problemBox(managed)) : managedCard(managed, context),
+    card(t("membridge.leadership"), said ? led(id, called, said, context) : h("p", { class: "empty" }, t("membridge.asking"))),
+    card(t("membridge.managedHere"), isManaged ?? h("p", { class: "empty" }, t("membridge.notManaged"))),
   ];
 }
 
-function leadershipOf(id, called, { problem, leader, nodes }, { reload }) {
+function led(id, called, { problem, leader, nodes }, { reload }) {
+  if (!nodes) return problemBox(problem);
+  const { primary } = leader;
   return [
     problem && problemBox(problem),
-    nodes &&
-      facts([
-        [t("membridge.canonical"), h("code", {}, id)],
-        [t("membridge.primary"), problem ? unknown() : (leader.primary ?? t("membridge.nobody"))],
-        [t("membridge.epoch"), leader.primary && unknown(leader.epoch)],
-        [t("membridge.since"), leader.primary && moment(leader.issued_at)],
-        [t("membridge.until"), leader.primary && moment(leader.expires_at)],
-        [t("membridge.memory"), badge(memory(nodes))],
-      ]),
-    nodes && nodeTable(id, called, leader, nodes, reload),
+    facts([
+      [t("membridge.canonical"), h("code", {}, id)],
+      [t("membridge.primary"), problem ? unknown() : (primary ?? t("membridge.nobody"))],
+      [t("membridge.epoch"), primary && unknown(leader.epoch)],
+      [t("membridge.since"), primary && moment(leader.issued_at)],
+      [t("membridge.until"), primary && moment(leader.expires_at)],
+      [t("membridge.memory"), badge(memory(nodes))],
+    ]),
+    nodeTable(nodes, primary, (node) => promote(id, called, leader, node, reload)),
   ];
 }
 
-function nodeTable(id, called, leader, nodes, reload) {
-  const other = nodes.find((node) => node.node_id === leader.primary)?.db_sha ?? nodes.find((node) => node.db_sha)?.db_sha;
+function nodeTable(nodes, primary, promoted) {
+  const sha = (nodes.find((node) => node.node_id === primary) ?? nodes.find((node) => node.db_sha))?.db_sha;
+  const action = ({ node_id: node }) => {
+    const label = t(node === primary ? "membridge.extend" : "membridge.promote");
+    const shown = button(label, () => promoted(node));
+    shown.setAttribute("aria-label", `${label}: ${node}`);
+    return shown;
+  };
   return table({
     caption: t("membridge.nodes"),
     rows: nodes,
     rowKey: (node) => node.node_id,
     empty: t("membridge.noNodes"),
     columns: [
-      { title: t("membridge.node"), cell: ({ node_id: worker }) => link(worker, "workers", { worker }) },
-      { title: t("membridge.role"), cell: ({ role }) => unknown(role, (each) => badge(each, known(`membridge.role.${each}`, each))) },
-      { title: t("membridge.observations"), number: true, cell: (node) => count(node.obs_count) },
-      { title: t("membridge.sha"), cell: (node) => digest(node.db_sha, other) },
-      { title: t("membridge.seen"), cell: (node) => moment(node.last_seen) },
-      { title: t("membridge.addresses"), cell: ({ ip_addrs: addresses }) => unknown(addresses?.length ? addresses.join(", ") : null) },
-      {
-        title: t("app.actions"),
-        cell: ({ node_id: node }) => {
-          const label = t(node === leader.primary ? "membridge.extend" : "membridge.promote");
-          return button(label, () => promote(id, called, leader, node, reload), { title: `${label}: ${node}` });
-        },
-      },
+      column("membridge.node", ({ node_id: worker }) => link(worker, "workers", { worker })),
+      column("membridge.role", ({ role }) => known(`membridge.role.${role}`, unknown(role === "unknown" ? null : role))),
+      column("membridge.observations", (node) => count(node.obs_count), true),
+      column("membridge.sha", (node) => digest(node.db_sha, sha)),
+      column("membridge.seen", (node) => moment(node.last_seen)),
+      column("app.actions", action),
     ],
   });
 }
 
-async function promote(id, called, leader, node, reload) {
-  const extends_ = node === leader.primary;
-  const before = leader.primary ?? t("membridge.nobody");
-  const epoch = leader.epoch ?? t("membridge.unknown");
-  const done = await formDialog(t(extends_ ? "membridge.extend" : "membridge.promote"), {
-    intro: t(extends_ ? "membridge.extendWhat" : "membridge.promoteWhat", { node, project: called, before, epoch }),
-    fields: () => field(t("membridge.term"), select(TERMS.map((seconds) => [String(seconds), duration(seconds)]), "3600", null, { name: "seconds" })),
+async function promote(id, called, { primary, epoch }, node, reload) {
+  const terms = TERMS.map((seconds) => [String(seconds), duration(seconds)]);
+  const now = { primary: primary ?? t("membridge.nobody"), epoch: epoch ?? "–" };
+  const done = await formDialog(t(node === primary ? "membridge.extend" : "membridge.promote"), {
+    intro: t("membridge.promoteWhat", { node, project: called, ...now }),
+    fields: () => field(t("membridge.term"), select(terms, "3600", null, { name: "term" })),
     submit: (form) => {
-      const body = { primary_node_id: node, lease_seconds: Number(form.get("seconds")) };
+      const body = { primary_node_id: node, lease_seconds: Number(form.get("term")) };
       return api.post(`/membridge/projects/${id}/leadership/select`, body);
     },
   });
   if (!done) return;
-  toast(t("membridge.promoted", { node, epoch: done.epoch ?? t("membridge.unknown") }));
+  toast(t("membridge.promoted", { node, epoch: done.epoch ?? "–" }));
   reload();
 }
