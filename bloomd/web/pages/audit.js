@@ -232,9 +232,10 @@ function actionCell({ action }) {
 
 function entityCell({ action, entity_type: type, entity_id: id }) {
   // What is done to many at once has a name of its own, which is none of theirs.
-  const place = /^(tasks|retention)\./.test(action) ? null : PLACES[type]?.(id);
+  const [page, params] = (!/^(tasks|retention)\./.test(action) && PLACES[type]?.(id)) || [];
   const trail = only(t("audit.trail"), { entity_id: id }, id);
-  return h("div", {}, typeName(type), " ", trail, h("div", { class: "mono" }, place ? link(id, ...place, { class: "quiet" }) : id));
+  const place = page ? link(id, page, params, { class: "quiet" }) : id;
+  return h("div", {}, typeName(type), " ", trail, h("div", { class: "mono" }, place));
 }
 
 function detailCell(detail) {
