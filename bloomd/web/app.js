@@ -104,7 +104,7 @@ setInterval(() => {
   renewTimes();
   if (document.hidden || paused || !state.context) return;
   const patience = live.state === "live" ? NET_MS : POLL_MS;
-  if (Date.now() - state.loadedAt >= (PAGES[state.page].every ?? patience)) load();
+  if (Date.now() - state.loadedAt >= Math.min(patience, PAGES[state.page].every ?? patience)) load();
 }, 1000);
 
 // --- Who is signed in
