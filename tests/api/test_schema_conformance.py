@@ -144,6 +144,14 @@ include-name = "POST /api/runtime/services/restart"
 "body.name" = { dictionary = "service", probability = 0.9 }
 """
 
+SIGN_IN = """
+[[operations]]
+include-name = "POST /api/runtime/session"
+
+[operations.parameters]
+"body.key" = { dictionary = "api_key", probability = 0.7 }
+"""
+
 
 def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
     """Tasks in all states and what belongs to them; the values of path parameters under which there is something."""
@@ -183,6 +191,7 @@ def populate(api: httpx.Client, agent_url: str) -> dict[str, list[str]]:
         "artifact_id": [each["artifact"]["id"] for each in done],
         "name": [post("/keys", {"name": f"k{n}"})["name"] for n in range(20)],
         "service": ["retention"],
+        "api_key": [KEY],
         "key": ["membridge_server_url", "admin_key"],
         "repo_url": [body["repo_url"]],
         "canonical_id": ["0123456789abcdef"],
@@ -219,6 +228,7 @@ def configuration(known: dict[str, list[str]]) -> str:
         REMOVAL_OF_TOKEN,
         REMOVAL_OF_PROJECT,
         RESTART,
+        SIGN_IN,
     ])  # fmt: skip
 
 
