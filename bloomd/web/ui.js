@@ -5,8 +5,9 @@ import { h } from "./dom.js";
 import { known, t } from "./i18n.js";
 import { href } from "./router.js";
 
-// A button that does something: it is busy, and cannot be pressed again, until that is done.
-export function button(label, action, { kind = "", disabled = false, title, key } = {}) {
+// A button that does something: it is busy, and cannot be pressed again, until that is done. Of several that look the same
+// each has a `name` of its own, which begins with the label.
+export function button(label, action, { kind = "", disabled = false, title, key, name } = {}) {
   return h(
     "button",
     {
@@ -15,6 +16,7 @@ export function button(label, action, { kind = "", disabled = false, title, key 
       title,
       key,
       disabled,
+      "aria-label": name,
       onclick: async ({ currentTarget }) => {
         currentTarget.setAttribute("aria-busy", "true");
         currentTarget.disabled = true;
@@ -23,6 +25,8 @@ export function button(label, action, { kind = "", disabled = false, title, key 
         } finally {
           currentTarget.removeAttribute("aria-busy");
           currentTarget.disabled = false;
+          // A browser takes the focus from what is disabled.
+          if (document.activeElement === document.body) currentTarget.focus({ preventScroll: true });
         }
       },
     },
@@ -111,13 +115,18 @@ export function table({ caption, columns, rows, rowKey = (row) => row.id, empty,
             "tr",
             { key: rowKey(row), "aria-current": current?.(row) ? "true" : null },
             columns.map(({ title, cell, number }) =>
-              h("td", { "data-label": typeof title === "string" ? title : null, class: number && "number" }, cell(row)),
+              h("td", { "data-label": typeof title === "string" ? title : null, class: number && "number" }, whole(cell(row))),
             ),
           ),
         ),
       ),
     ),
   );
+}
+
+// In a card what is in a cell stands beside its title, and so has to be one thing.
+function whole(content) {
+  return Array.isArray(content) ? h("div", {}, content) : content;
 }
 
 // The way on in a list: to the next page, and back to the first.
@@ -146,9 +155,19 @@ export function card(title, ...content) {
 
 export function copyButton(text) {
   return button(t("app.copy"), async () => {
-    await navigator.clipboard.writeText(text);
-    toast(t("app.copied"));
+    toast((await copy(text)) ? t("app.copied") : t("app.notCopied"));
   });
+}
+
+// Where the page came without TLS from another machine, a browser has no clipboard for it, only the old way of a selection.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const source = h("textarea", { class: "hidden", "aria-hidden": "true" }, text);
+  ([...document.querySelectorAll("dialog")].at(-1) ?? document.body).append(source);
+  source.select();
+  const copied = document.execCommand("copy");
+  source.remove();
+  return copied;
 }
 
 // A sentence that comes and goes, and is read out quietly.
@@ -217,7 +236,7 @@ export function formDialog(title, { fields, submit, action, intro }) {
           }
         },
       },
-      intro && h("p", {}, intro),
+      intro && h("div", { class: "what" }, intro),
       body,
       problems,
       h("div", { class: "actions" }, h("button", { type: "button", onclick: () => close() }, t("app.cancel")), send),

@@ -25,7 +25,7 @@ export const keys = {
         { title: t("keys.created"), cell: (key) => time(key.created_at) },
         { title: t("keys.by"), cell: (key) => key.created_by },
         { title: t("keys.used"), cell: (key) => time(key.last_used_at, t("keys.never")) },
-        { title: t("app.actions"), cell: (key) => button(t("keys.remove"), () => remove(key, session, reload), { kind: "danger" }) },
+        { title: t("app.actions"), cell: (key) => button(t("keys.remove"), () => remove(key, session, reload), { kind: "danger", name: `${t("keys.remove")}: ${key.name}` }) },
       ],
     }),
     pager("keys", params, next),

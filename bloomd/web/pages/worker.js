@@ -1,0 +1,202 @@
+// One worker: all that is known of it, what it holds, how its agent is, and its tokens. A name may have tokens before its
+// worker has come for the first time, and after it was removed.
+
+import { Problem, api, settle } from "../api.js";
+import { h } from "../dom.js";
+import { time } from "../format.js";
+import { number, t } from "../i18n.js";
+import { act, badge, button, card, confirm, facts, link, problemBox, showSecret, table } from "../ui.js";
+import { install } from "./enrol.js";
+import { holds, labels, load, path, standing } from "./fleet.js";
+import { remove, step, update } from "./hold.js";
+
+// What the page shows by itself; the rest of the capabilities is shown as it came.
+const READ = ["claude_cli", "max_concurrency", "labels"];
+
+// Whether an event may say something of this worker. Whose task it is, an event of a task does not say.
+export function worthALook(type, { action, entity_id: entity }, id) {
+  return type === "worker" ? entity === id : action !== "task.created";
+}
+
+export async function loadWorker({ params, signal }) {
+  const id = params.get("worker");
+  const held = (status) => api.get("/runtime/llm-tasks", { worker_id: id, status }, { signal });
+  const { worker, ...rest } = await settle({
+    worker: api.get(path(id), {}, { signal }),
+    tokens: api.get(`${path(id)}/tokens`, { limit: 1000 }, { signal }),
+    tasks: Promise.all([held("leased"), held("running")]),
+  });
+  if (worker instanceof Problem && worker.status !== 404) throw worker;
+  return { id, worker: worker instanceof Problem ? null : worker, ...rest };
+}
+
+export function renderWorker({ id, worker, tokens, tasks }, context) {
+  return [
+    h("header", { class: "bar" }, link(`← ${t("workers.title")}`, "workers"), h("h1", {}, id), worker && standing(worker)),
+    worker ? [actions(worker, context), about(worker), leases(worker, tasks), worker.url && agent(worker, context)] : absent(id, context),
+    tokenCard(id, tokens, context),
+  ];
+}
+
+function absent(id, context) {
+  return card(
+    null,
+    h("p", {}, t("workers.absent")),
+    button(t("workers.install"), () => install(context, id), { kind: "primary" }),
+  );
+}
+
+function actions(worker, { reload }) {
+  const does = (verb, kind) => button(t(`workers.${verb}`), () => step(verb, worker, reload), { kind, key: verb });
+  return h(
+    "div",
+    { class: "bar", role: "group", "aria-label": t("app.actions"), key: "actions" },
+    holds(worker).map((verb) => does(verb)),
+    worker.url && [
+      button(t("workers.update"), () => update(worker, reload), { key: "update" }),
+      does("restart"),
+      does("uninstall", "danger"),
+    ],
+    button(t("keys.remove"), () => remove(worker, reload), { kind: "danger", key: "remove" }),
+  );
+}
+
+function about(worker) {
+  const { capabilities, obs_count: observations } = worker;
+  const others = Object.fromEntries(Object.entries(capabilities).filter(([name]) => !READ.includes(name)));
+  return h(
+    "section",
+    { class: "card", key: "about" },
+    facts([
+      [t("workers.leases"), load(worker)],
+      [t("workers.heartbeat"), time(worker.last_heartbeat, t("keys.never"))],
+      [t("workers.registeredAt"), time(worker.registered_at)],
+      [t("workers.from"), t(`workers.source.${worker.source}`)],
+      [t("membridge.node"), worker.node_id !== worker.id && worker.node_id],
+      [t("membridge.url"), worker.url ? h("span", { class: "mono" }, worker.url) : t("workers.noUrl")],
+      [t("workers.ips"), worker.ip_addrs.join(", ")],
+      [t("membridge.version"), worker.agent_version],
+      [t("workers.system"), worker.os_info],
+      [t("workers.installed"), worker.install_method],
+      [t("workers.labels"), labels(worker)],
+      [t("workers.observations"), observations > 0 && number(observations)],
+      [t("workers.sha"), worker.db_sha && h("span", { class: "mono" }, worker.db_sha)],
+    ]),
+    Object.keys(others).length > 0 &&
+      h("details", { key: "others" }, h("summary", {}, t("workers.capabilities")), h("pre", { tabindex: "0" }, JSON.stringify(others, null, 2))),
+  );
+}
+
+function leases({ leases: rows }, tasks) {
+  const known = tasks instanceof Problem ? [] : tasks.flat();
+  const taskOf = ({ task_id: id }) => known.find((task) => task.id === id);
+  return h(
+    "section",
+    { class: "card", key: "leases" },
+    h("h2", {}, t("workers.leases")),
+    tasks instanceof Problem && problemBox(tasks),
+    table({
+      caption: t("workers.leases"),
+      rows,
+      empty: t("app.nothing"),
+      columns: [
+        { title: t("workers.task"), cell: (lease) => taskCell(lease, taskOf(lease)) },
+        { title: t("workers.status"), cell: (lease) => (taskOf(lease) ? badge(taskOf(lease).status) : "–") },
+        { title: t("workers.attempt"), number: true, cell: ({ attempt }) => attempt ?? "–" },
+        { title: t("workers.begun"), cell: (lease) => time(lease.started_at) },
+        { title: t("workers.heartbeat"), cell: (lease) => time(lease.last_heartbeat, t("keys.never")) },
+        { title: t("workers.expires"), cell: (lease) => time(lease.expires_at) },
+        { title: t("workers.progress"), cell: (lease) => taskOf(lease)?.progress ?? "–" },
+      ],
+    }),
+  );
+}
+
+function taskCell({ task_id: task, context_id: place }, known) {
+  return [link(task, "tasks", { task }, { class: "mono" }), known && h("div", { class: "cut" }, known.prompt), place && h("small", {}, place)];
+}
+
+// --- The agent
+
+function agent(worker, { state, signal, redraw, reload }) {
+  const asked = (state.health ??= new Map());
+  const ask = async () => {
+    let said;
+    try {
+      said = await api.get(`${path(worker.id)}/agent-health`);
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status === 401) throw error;
+      said = error;
+    }
+    asked.set(worker.id, { said, at: Date.now() });
+    if (!signal.aborted) await reload();
+    redraw();
+  };
+  const answer = asked.get(worker.id);
+  return h(
+    "section",
+    { class: "card", key: "agent" },
+    h("div", { class: "bar" }, h("h2", {}, t("workers.agent")), button(t("workers.health"), ask, { key: "ask" })),
+    h("div", { role: "status" }, answer ? told(answer) : h("small", {}, t("workers.notAsked"))),
+  );
+}
+
+function told({ said, at }) {
+  if (said instanceof Problem) return problemBox(said);
+  const { reachable, error, version, os_info: os, hostname, capabilities, ip_addrs: ips } = said;
+  return [
+    h("p", {}, badge(reachable ? "up" : "down", t(reachable ? "workers.reachable" : "workers.unreachable")), " ", h("small", {}, time(at))),
+    error && h("p", { class: "wrong" }, error),
+    facts([
+      [t("membridge.version"), version],
+      [t("workers.system"), os],
+      [t("workers.host"), hostname],
+      [t("workers.ips"), ips?.join(", ")],
+      [t("workers.capabilities"), capabilities && h("code", {}, JSON.stringify(capabilities))],
+    ]),
+  ];
+}
+
+// --- Tokens
+
+function tokenCard(id, tokens, { reload }) {
+  return h(
+    "section",
+    { class: "card", key: "tokens" },
+    h("div", { class: "bar" }, h("h2", {}, t("workers.tokens")), button(t("workers.addToken"), () => addToken(id, reload), { key: "add" })),
+    h("p", {}, h("small", {}, t("workers.tokensIntro"))),
+    tokens instanceof Problem
+      ? problemBox(tokens)
+      : table({
+          caption: t("workers.tokens"),
+          rows: tokens,
+          columns: [
+            { title: t("workers.token"), cell: (token) => h("span", { class: "mono" }, token.id) },
+            { title: t("keys.created"), cell: (token) => time(token.created_at) },
+            { title: t("keys.by"), cell: (token) => token.created_by },
+            { title: t("keys.used"), cell: (token) => time(token.last_used_at, t("keys.never")) },
+            {
+              title: t("app.actions"),
+              cell: (token) => button(t("keys.remove"), () => removeToken(token, reload), { kind: "danger", name: `${t("keys.remove")}: ${token.id}` }),
+            },
+          ],
+        }),
+  );
+}
+
+async function addToken(id, reload) {
+  let made;
+  if (!(await act(async () => (made = await api.post(`${path(id)}/tokens`))))) return;
+  reload();
+  await showSecret(t("workers.tokenMade", { name: id }), t("keys.once"), made.secret);
+}
+
+async function removeToken({ id, worker_id: worker, last_used_at: used }, reload) {
+  const what = [h("p", {}, t("keys.removeWhat")), facts([[t("keys.used"), time(used, t("keys.never"))]])];
+  if (!(await confirm(`${t("keys.remove")}: ${id}?`, what, { action: t("keys.remove") }))) return;
+  await act(
+    () => api.delete(`${path(worker)}/tokens/${encodeURIComponent(id)}`),
+    ({ authentication }) => t(authentication === "off" ? "workers.tokenRemovedLast" : "workers.tokenRemoved"),
+  );
+  reload();
+}
