@@ -51,7 +51,9 @@ WAITS = """
 SELECT id FROM llm_tasks WHERE id = %(id)s AND greatest(not_before, retry_at) > bloom_now_ms()
 """
 
-# With the times of each task's latest attempt: of the few leases of each that is listed, and no others.
+# With the times of each task's latest attempt: of the few leases of each that is listed, and no others. The index has the
+# md5 of what may be long; the comparison itself stands where the planner makes no guess of it: it would multiply the two,
+# expect next to nothing, and fetch and sort all there is of an agent.
 LIST = """
 WITH task AS (
     SELECT *
@@ -60,8 +62,12 @@ WITH task AS (
        AND created_at >= %(since)s
        AND (%(status)s::varchar IS NULL OR status = %(status)s)
        AND (%(worker_id)s::varchar IS NULL OR worker_id = %(worker_id)s)
-       AND (%(context_id)s::varchar IS NULL OR md5(context_id) = md5(%(context_id)s) AND context_id = %(context_id)s)
-       AND (%(agent_slug)s::varchar IS NULL OR md5(agent_slug) = md5(%(agent_slug)s) AND agent_slug = %(agent_slug)s)
+       AND (%(context_id)s::varchar IS NULL
+            OR md5(context_id) = md5(%(context_id)s) AND context_id <> ''
+               AND coalesce(context_id = %(context_id)s, false))
+       AND (%(agent_slug)s::varchar IS NULL
+            OR md5(agent_slug) = md5(%(agent_slug)s) AND agent_slug <> ''
+               AND coalesce(agent_slug = %(agent_slug)s, false))
      ORDER BY created_at DESC, id DESC
      LIMIT %(limit)s
 )
