@@ -83,7 +83,7 @@ async def test_all_pages_together_have_all(db, trail, monkeypatch, wanted, expec
 
 @pytest.fixture(scope="module")
 def long_trail(postgres_server, migrated):
-    """A connection to a database with 50,000 entries and 20,000 tasks, most of which have had two attempts."""
+    """A connection to a database with 50,000 entries and 60,000 tasks, most of which have had two attempts."""
     conninfo = postgres_server.create_database(template=migrated)
     with psycopg.connect(conninfo, autocommit=True, row_factory=dict_row) as connection:
         connection.execute("SET session_replication_role = replica")
@@ -92,11 +92,11 @@ def long_trail(postgres_server, migrated):
         connection.execute("""
             INSERT INTO llm_tasks (id, prompt, agent_slug, context_id, status, created_at)
             SELECT 't' || n, '', 'a' || n % 20, 'c' || n % 20, (ARRAY['queued', 'completed', 'failed'])[1 + n % 3], n
-              FROM generate_series(1, 20000) AS n""")
+              FROM generate_series(1, 60000) AS n""")
         connection.execute("""
             INSERT INTO leases (id, task_id, worker_id, status, started_at, ended_at, expires_at, ttl_seconds)
             SELECT 'l' || n || '-' || a, 't' || n, 'w', 'released', n + a, n + a + 1, n + 300, 300
-              FROM generate_series(1, 20000) AS n, generate_series(1, 2) AS a WHERE n % 3 > 0""")
+              FROM generate_series(1, 60000) AS n, generate_series(1, 2) AS a WHERE n % 3 > 0""")
         connection.execute("ANALYZE")
         yield connection
     postgres_server.drop_database(conninfo)
@@ -159,4 +159,4 @@ def test_little_is_read_for_a_page_of_tasks(long_trail, wanted):
     indexes, rows = read(long_trail, tasks.LIST, **(nothing | where | wanted))
     assert len(indexes) == 2
     assert "leases_by_task" in indexes
-    assert rows <= 800  # of some 50,000; of this agent there are 1,000 tasks
+    assert rows <= 800  # of some 150,000; of this agent there are 3,000 tasks
