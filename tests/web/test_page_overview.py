@@ -136,9 +136,9 @@ def test_the_last_hour_as_charts_with_words(api, open_page):
     ]
     page.route("**/api/runtime/queue/history", lambda route: route.fulfill(json=samples))
     page.get_by_role("link", name="Overview").click()
-    depth = "The last hour: queued 4 now, 9 at most; leased and running 3 now, 3 at most."
+    depth = "Queue depth, the last hour. queued: 4 now, 9 at most. leased + running: 3 now, 3 at most"
     expect(page.get_by_role("img", name=depth)).to_be_visible()
-    rates = "The last hour: completed 6/min now, 12/min at most; failed and dead 2/min now, 2/min at most."
+    rates = "Throughput, the last hour. completed: 6/min now, 12/min at most. failed + dead: 2/min now, 2/min at most"
     expect(page.get_by_role("img", name=rates)).to_be_visible()
 
 

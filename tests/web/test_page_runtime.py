@@ -21,7 +21,11 @@ def runtime(api) -> Iterator[Any]:
 
 
 def setting(page: Page, name: str) -> Any:
-    return page.get_by_role("region", name="All settings").get_by_role("row").filter(has_text=name)
+    return (
+        page.get_by_role("region", name="All settings")
+        .get_by_role("row")
+        .filter(has=page.get_by_text(name, exact=True))
+    )
 
 
 def test_membridge_is_set_and_tried_and_unset(runtime, open_page, membridge):
@@ -49,7 +53,7 @@ def test_membridge_is_set_and_tried_and_unset(runtime, open_page, membridge):
         expect(answer.locator("dt", has_text=name).locator("+ dd")).to_have_text(value)
     expect(answer).to_contain_text(re.compile(r"Last test:.*connected"))
     page.get_by_role("button", name="Unset membridge.admin_key").click()
-    dialog = page.get_by_role("dialog", name="Unset the admin key that was saved here")
+    dialog = page.get_by_role("dialog", name="Unset: membridge.admin_key")
     expect(dialog).to_contain_text("forgotten on every node")
     dialog.get_by_role("button", name="Unset").click()
     expect(page.get_by_label("Admin key")).to_have_attribute("placeholder", "no key is set")
@@ -57,6 +61,7 @@ def test_membridge_is_set_and_tried_and_unset(runtime, open_page, membridge):
     page.get_by_role("button", name="Unset membridge.server_url").click()
     page.get_by_role("dialog").get_by_role("button", name="Unset").click()
     expect(page.get_by_label("URL of the Membridge server")).to_have_value("")
+    expect(page.get_by_label("URL of the Membridge server")).to_be_focused()
 
 
 def test_what_the_server_refuses_is_said_at_its_field_and_stays_typed(runtime, open_page, trouble):
@@ -130,6 +135,12 @@ def test_a_setting_is_found_and_the_address_holds_what_was_asked(runtime, site, 
     expect(setting(page, "database.pool_size")).to_have_count(0)
     shared = open_page("runtime?q=nothing-like-it&source=file")
     expect(shared.get_by_text("No setting fits.")).to_be_visible()
+    expect(shared.get_by_role("searchbox")).to_have_value("nothing-like-it")
+    shared.get_by_label("Where from").select_option("")
+    shared.get_by_role("searchbox").fill("log.level")
+    expect(shared).to_have_url(re.compile("q=log.level"))
+    shared.go_back()
+    expect(shared.get_by_label("Where from")).to_have_value("file")
     expect(shared.get_by_role("searchbox")).to_have_value("nothing-like-it")
 
 

@@ -73,17 +73,21 @@ export const audit = {
       caption: t("audit.title"),
       rows,
       empty: t(next ? "audit.noneHere" : "audit.none"),
-      columns: [
-        { title: t("audit.when"), cell: (entry) => time(entry.timestamp) },
-        { title: t("audit.action"), cell: actionCell },
-        { title: t("audit.entity"), cell: entityCell },
-        { title: t("audit.actor"), cell: ({ actor }) => only(actor, { actor }, actor) },
-        { title: t("audit.detail"), cell: ({ detail }) => detailCell(detail ?? "") },
-      ],
+      columns: columns(),
     }),
     pager("audit", params, next),
   ],
 };
+
+export function columns() {
+  return [
+    { title: t("audit.when"), cell: (entry) => time(entry.timestamp) },
+    { title: t("audit.action"), cell: actionCell },
+    { title: t("audit.entity"), cell: entityCell },
+    { title: t("audit.actor"), cell: ({ actor }) => only(actor, { actor }, actor) },
+    { title: t("audit.detail"), cell: ({ detail }) => detailCell(detail ?? "") },
+  ];
+}
 
 // --- Following
 

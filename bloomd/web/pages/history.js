@@ -26,48 +26,51 @@ export async function retell(state, signal) {
 export function charts(samples, at, reload) {
   if (samples instanceof Error) return card(t("overview.hour"), problemBox(samples, reload));
   if (samples.length < 2) return card(t("overview.hour"), h("p", { class: "empty" }, t("overview.soon")));
-  const depth = { queued: (each) => each.queued, working: (each) => each.leased + each.running };
-  const rates = { done: perMinute(samples, ["completed"]), lost: perMinute(samples, ["failed", "dead"]) };
+  const series = (kind, states, value) => ({
+    kind,
+    name: states.map((state) => t(`app.state.${state}`)).join(" + "),
+    points: line(samples, value(states)),
+  });
+  const depth = [series("queued", ["queued"], total), series("good", ["leased", "running"], total)];
+  const perMinute = pace(samples);
+  const rates = [series("good", ["completed"], perMinute), series("bad", ["failed", "dead"], perMinute)];
   return h(
     "div",
     { class: "pair block" },
-    card(null, picture("depth", line(samples, depth.queued), line(samples, depth.working), ["queued", "good"], at, (n) => number(n))),
-    card(null, picture("throughput", line(samples, rates.done), line(samples, rates.lost), ["good", "bad"], at, rate)),
+    card(null, picture(t("overview.depth"), depth, at, (value) => number(value))),
+    card(null, picture(t("overview.throughput"), rates, at, (value) => t("overview.perMinute", { n: number(value, { maximumFractionDigits: 1 }) }))),
   );
 }
 
-function picture(name, first, second, kinds, at, format) {
-  const now = (points) => format(points.at(-1)[1] ?? 0);
-  const most = (points) => format(Math.max(...points.map(([, value]) => value ?? 0)));
-  const words = { firstNow: now(first), firstMost: most(first), secondNow: now(second), secondMost: most(second) };
-  const series = [first, second].map((points, index) => ({
-    name: `${t(`overview.${name}.${index}`)}: ${now(points)}`,
-    kind: kinds[index],
-    points,
-  }));
+function picture(title, series, at, format) {
+  const told = series.map(({ name, kind, points }) => {
+    const now = format(points.at(-1)[1] ?? 0);
+    const most = format(Math.max(...points.map(([, value]) => value ?? 0)));
+    return { name: `${name}: ${now}`, kind, points, words: t("overview.words", { name, now, most }) };
+  });
+  const words = [`${title}, ${t("overview.hour")}`, ...told.map((each) => each.words)].join(". ");
   return [
-    lines({ title: t(`overview.${name}`), words: t(`overview.${name}.words`, words), series, from: at - HOUR_MS, to: at, format, fill: true }),
+    lines({ title, words, series: told, from: at - HOUR_MS, to: at, format, fill: true }),
     h("div", { class: "ends", "aria-hidden": "true" }, h("span", {}, t("overview.hourAgo")), h("span", {}, t("overview.now"))),
   ];
 }
 
-function rate(value) {
-  return t("overview.perMinute", { n: number(value, { maximumFractionDigits: 1 }) });
+function total(states) {
+  return (sample) => states.reduce((sum, state) => sum + sample[state], 0);
 }
 
 // What happened since the sample before, for each minute of that time; null where that is not known.
-function perMinute(samples, names) {
-  return (each, index) => {
-    if (index === 0 || each.created === null) return null;
-    const minutes = (each.at - samples[index - 1].at) / MINUTE_MS;
-    return names.reduce((sum, name) => sum + each[name], 0) / minutes;
+function pace(samples) {
+  return (states) => (sample, index) => {
+    if (index === 0 || sample.created === null) return null;
+    return (total(states)(sample) * MINUTE_MS) / (sample.at - samples[index - 1].at);
   };
 }
 
 function line(samples, value) {
-  return samples.flatMap((each, index) => {
-    const point = [each.at, value(each, index)];
-    const gap = index > 0 && each.at - samples[index - 1].at > GAP_MS;
-    return gap ? [[each.at, null], point] : [point];
+  return samples.flatMap((sample, index) => {
+    const point = [sample.at, value(sample, index)];
+    const gap = index > 0 && sample.at - samples[index - 1].at > GAP_MS;
+    return gap ? [[sample.at, null], point] : [point];
   });
 }

@@ -6,6 +6,7 @@ import { h } from "../dom.js";
 import { bytes, duration, milliseconds, now, time } from "../format.js";
 import { known, number, t } from "../i18n.js";
 import { badge, card, copyButton, facts, link, problemBox, table } from "../ui.js";
+import { columns } from "./audit.js";
 import { charts, retell } from "./history.js";
 import { services } from "./services.js";
 
@@ -38,7 +39,7 @@ export const overview = {
       "section",
       { key: "audit" },
       h("header", { class: "bar over" }, h("h2", {}, t("overview.audit")), link(t("overview.wholeAudit"), "audit")),
-      audit instanceof Error ? problemBox(audit, reload) : latest(audit),
+      audit instanceof Error ? problemBox(audit, reload) : table({ caption: t("overview.audit"), rows: audit, columns: columns() }),
     ),
   ],
 };
@@ -106,9 +107,7 @@ function daemon({ process, leader, sync, reload }, at) {
       [t("overview.leader"), leader ? [leader.here ? t("overview.here") : leader.node, ", ", time(leader.since * 1000)] : t("overview.noLeader")],
       [t("overview.sync"), sync.configured ? synced(sync) : t("overview.notConfigured")],
       [t("overview.memory"), bytes(process.rss_bytes)],
-      [t("overview.files"), t("overview.of", { part: process.open_files, whole: process.open_files_limit })],
       [t("overview.lag"), `${milliseconds(process.loop_lag_ms)} / ${milliseconds(process.loop_lag_worst_ms)}`],
-      [t("overview.schema"), process.schema === null ? "?" : String(process.schema)],
       [t("overview.reload"), reload && [time(reload.at * 1000), ": ", h("span", { class: reload.ok ? null : "wrong" }, reload.summary)]],
     ]),
   );
@@ -140,19 +139,4 @@ function told(history, p50) {
   const failed = history.filter(({ ms }) => ms === null).length;
   const span = duration(history.at(-1).at - history[0].at);
   return t("overview.curve", { n: history.length, span, median: milliseconds(p50, "?"), failed });
-}
-
-function latest(entries) {
-  const word = ({ action }) => known(`audit.do.${action.slice(action.indexOf(".") + 1)}`, "");
-  return table({
-    caption: t("overview.audit"),
-    rows: entries,
-    columns: [
-      { title: t("overview.when"), cell: ({ timestamp }) => time(timestamp) },
-      { title: t("overview.what"), cell: (entry) => h("div", {}, word(entry), " ", h("span", { class: "mono whole" }, entry.action)) },
-      { title: t("overview.about"), cell: ({ entity_type: type, entity_id: id }) => h("div", {}, known(`audit.type.${type}`, type), " ", link(id, "audit", { entity_id: id }, { class: "mono quiet" })) },
-      { title: t("overview.who"), cell: ({ actor }) => h("span", { class: "whole" }, actor) },
-      { title: t("overview.detail"), cell: ({ detail }) => h("div", { class: "cut", title: detail }, detail ?? "") },
-    ],
-  });
 }

@@ -1,15 +1,18 @@
 // Runtime: the connection to Membridge, which is set and tried here, and every other setting with where it was told.
 
-import { api } from "../api.js";
+import { Problem, api } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
 import { known, t } from "../i18n.js";
-import { change } from "../router.js";
+import { change, here } from "../router.js";
 import { act, badge, button, confirm, facts, field, problemBox, select, table, toast, whatFailed } from "../ui.js";
 
 // What can be made here: its name in the API, by its key among the settings.
 const MADE_HERE = { "membridge.server_url": "membridge_server_url", "membridge.admin_key": "admin_key" };
 const SOURCES = ["database", "option", "environment", "env_file", "file", "preset", "default"];
+
+// Membridge is given time, and more than one try.
+const TEST_MS = 120_000;
 
 // A pause in typing, after which is searched.
 const TYPED_MS = 200;
@@ -18,7 +21,10 @@ export const runtime = {
   title: () => t("runtime.title"),
   types: ["audit"],
 
-  async load({ signal }) {
+  async load({ params, state, signal }) {
+    // Back also changes the field that has the focus, which `patch` leaves alone.
+    const search = document.getElementById("settings-search");
+    if (search && state.q === undefined) search.value = params.get("q") ?? "";
     const [config, { settings, warnings }] = await Promise.all([
       api.get("/runtime/config", {}, { signal }),
       api.get("/runtime/settings", {}, { signal }),
@@ -42,7 +48,11 @@ function proxy(config, settings, context) {
   const { state, reload } = context;
   const errors = state.errors ?? {};
   const [url, key] = Object.keys(MADE_HERE).map((name) => settings.find((each) => each.key === name));
-  const typed = (event) => (state.url = event.currentTarget.value);
+  const quiet = { autocomplete: "off", spellcheck: "false" };
+  const typed = {
+    value: state.url ?? config.membridge_server_url,
+    oninput: ({ currentTarget }) => (state.url = currentTarget.value),
+  };
   return h(
     "form",
     { class: "card", "aria-labelledby": "proxy", onsubmit: (event) => save(event, config, context) },
@@ -50,28 +60,13 @@ function proxy(config, settings, context) {
     h("p", {}, t("runtime.order")),
     field(
       t("runtime.url"),
-      h("input", {
-        id: "membridge-url",
-        name: "url",
-        type: "url",
-        value: state.url ?? config.membridge_server_url,
-        placeholder: "http://127.0.0.1:8000",
-        autocomplete: "off",
-        spellcheck: "false",
-        oninput: typed,
-      }),
+      h("input", { id: "membridge-url", name: "url", type: "url", placeholder: "http://127.0.0.1:8000", ...typed, ...quiet }),
       { error: errors.membridge_server_url },
     ),
     origin(url, config, reload),
     field(
       t("runtime.key"),
-      h("input", {
-        id: "membridge-key",
-        name: "key",
-        type: "password",
-        placeholder: config.admin_key_masked || t("runtime.noKey"),
-        autocomplete: "off",
-      }),
+      h("input", { id: "membridge-key", name: "key", type: "password", placeholder: config.admin_key_masked || t("runtime.noKey"), ...quiet }),
       { hint: t("runtime.keyHint"), error: errors.admin_key },
     ),
     origin(key, config, reload),
@@ -89,8 +84,8 @@ function origin({ key, source, where }, { stored }, reload) {
     { class: "origin", key: `origin-${name}` },
     badge("plain", t(`runtime.source.${source}`)),
     " ",
-    h("small", {}, t(`runtime.from.${source}`, { where })),
-    here && [" ", button([t("runtime.unset"), h("span", { class: "hidden" }, ` ${key}`)], () => unset(name, reload), { kind: "danger" })],
+    h("small", {}, t(`runtime.from.${source === "env_file" ? "file" : source}`, { where })),
+    here && [" ", button([t("runtime.unset"), h("span", { class: "hidden" }, ` ${key}`)], () => unset(key, reload), { kind: "danger" })],
     here && source !== "database" && h("small", { class: "wrong" }, ` ${t("runtime.notUsed")}`),
   );
 }
@@ -110,6 +105,7 @@ async function save(event, config, { state, reload, redraw }) {
     toast(t("runtime.saved"));
     await reload();
   } catch (error) {
+    if (!(error instanceof Problem)) throw error;
     const errors = Object.fromEntries((error.errors ?? []).map(({ field, message }) => [field, message]));
     Object.assign(state, { errors, problem: Object.keys(errors).length ? null : error });
     redraw();
@@ -119,10 +115,12 @@ async function save(event, config, { state, reload, redraw }) {
   }
 }
 
-async function unset(name, reload) {
-  if (!(await confirm(t(`runtime.unset.${name}`), t("runtime.unsetWhat"), { action: t("runtime.unset") }))) return;
-  await act(() => api.delete(`/runtime/config/${name}`), t("runtime.unsetDone"));
-  reload();
+async function unset(key, reload) {
+  if (!(await confirm(`${t("runtime.unset")}: ${key}`, t("runtime.unsetWhat"), { action: t("runtime.unset") }))) return;
+  if (!(await act(() => api.delete(`/runtime/config/${MADE_HERE[key]}`), t("runtime.unsetDone")))) return;
+  await reload();
+  // The button is gone, with the focus that it had.
+  document.getElementById("membridge-url")?.focus();
 }
 
 // --- Its test
@@ -130,8 +128,9 @@ async function unset(name, reload) {
 function connection(config, { state, reload, redraw }) {
   const test = async () => {
     try {
-      state.test = await api.post("/runtime/test-connection");
+      state.test = await api.post("/runtime/test-connection", {}, { timeout: TEST_MS });
     } catch (error) {
+      if (!(error instanceof Problem)) throw error;
       state.test = { connected: false, error: `${whatFailed(error)} ${error.message}` };
     }
     redraw();
@@ -172,7 +171,11 @@ function every(settings, warnings, { params, state, redraw }) {
     state.q = value;
     redraw();
     clearTimeout(state.typing);
-    state.typing = setTimeout(() => change({ q: value }, { replace: true }), TYPED_MS);
+    state.typing = setTimeout(() => {
+      if (here().page !== "runtime") return;
+      state.q = undefined;
+      change({ q: value }, { replace: true });
+    }, TYPED_MS);
   };
   const fits = ({ key, value, source: its, where }) =>
     (!source || its === source) && `${key} ${plain(value)} ${where ?? ""}`.toLowerCase().includes(wanted);

@@ -34,12 +34,11 @@ function named(path) {
   return h("span", { class: depth ? `mono below-${Math.min(depth, 3)}` : "mono" }, parent && h("span", { class: "hidden" }, parent), path.slice(parent.length));
 }
 
-function state({ state: word, retry_in: retry, by_hand: byHand }, at) {
+function state({ state: word, retry_in: retry }, at) {
   return h(
     "div",
     {},
     badge(word),
-    byHand && h("small", {}, ` ${t("overview.byHand")}`),
     retry !== null && h("small", { key: "retry" }, ` ${t("overview.retry")} `, time(Math.ceil(at / 1000 + retry) * 1000)),
   );
 }
@@ -57,7 +56,7 @@ function restartButton({ name }, list, reload) {
 }
 
 async function restart(name, below, reload) {
-  const what = [known(`overview.restart.${name}`, t("overview.restartWhat")), below > 0 && ` ${t("overview.restartBelow", { n: below })}`];
+  const what = [t(name === "database" ? "overview.restartDatabase" : "overview.restartWhat"), below > 0 && ` ${t("overview.restartBelow", { n: below })}`];
   if (!(await confirm(t("overview.restartOf", { name }), what, { action: t("overview.restart"), danger: name === "database" }))) return;
   let service;
   const done = await act(async () => ([service] = (await api.post("/runtime/services/restart", { name })).services));
