@@ -7,7 +7,7 @@ import { duration } from "../format.js";
 import { known, t } from "../i18n.js";
 import { badge, button, card, facts, field, formDialog, link, problemBox, select, table, toast } from "../ui.js";
 import { managedProject } from "./managed.js";
-import { asked, column, count, digest, leadership, memory, moment, unknown } from "./plane.js";
+import { asked, column, count, digest, leadership, list, memory, moment, unknown } from "./plane.js";
 
 // How long a node may be promoted for, in seconds; Membridge's own default is the second.
 const TERMS = [900, 3600, 28_800, 86_400, 604_800];
@@ -17,8 +17,13 @@ export async function loadProject(context) {
   const { managed } = await settle({ managed: managedOf(params) });
   if (managed instanceof Problem && params.has("managed")) throw managed;
   const id = params.get("project") ?? managed.canonical_id;
-  await asked(context, id, () => leadership(id));
+  await asked(context, id, () => about(id));
   return { id, managed, params };
+}
+
+async function about(id) {
+  const [led, { rows }] = await Promise.all([leadership(id), settle({ rows: list("projects", "projects") })]);
+  return { ...led, name: rows.find?.((project) => project.canonical_id === id)?.name };
 }
 
 async function managedOf(params) {
@@ -30,7 +35,7 @@ async function managedOf(params) {
 
 export function renderProject({ id, managed }, context) {
   const said = context.state.said?.[id];
-  const called = managed?.name ?? said?.nodes?.find((node) => node.project_id)?.project_id ?? id;
+  const called = managed?.name ?? said?.name ?? id;
   const isManaged = managed && (managed instanceof Problem ? problemBox(managed) : managedProject(managed, context));
   return [
     h("header", { class: "bar" }, h("h1", {}, called), link(t("membridge.back"), "membridge")),
