@@ -49,7 +49,7 @@ export function program({ agent_version: version, os_info: os }) {
 }
 
 export function addresses({ url, ip_addrs: ips }) {
-  return url || ips.length ? [url && h("span", { class: "mono" }, url), url && ips.length > 0 && h("br"), ips.length > 0 && h("small", {}, ips.join(", "))] : null;
+  return url || ips.length ? [url && h("span", { class: "mono address" }, url), ips.length > 0 && h("small", {}, ips.join(", "))] : null;
 }
 
 // Labels as a person writes them, between commas.

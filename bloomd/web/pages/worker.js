@@ -21,13 +21,18 @@ export function worthALook(type, { action, entity_id: entity }, id) {
 export async function loadWorker({ params, signal }) {
   const id = params.get("worker");
   const held = (status) => api.get("/runtime/llm-tasks", { worker_id: id, status }, { signal });
-  const { worker, ...rest } = await settle({
+  const { worker, tokens, tasks } = await settle({
     worker: api.get(path(id), {}, { signal }),
     tokens: api.get(`${path(id)}/tokens`, { limit: 1000 }, { signal }),
     tasks: Promise.all([held("leased"), held("running")]),
   });
   if (worker instanceof Problem && worker.status !== 404) throw worker;
-  return { id, worker: worker instanceof Problem ? null : worker, ...rest };
+  // A name that nobody has has no tokens.
+  return { id, worker: found(worker, null), tokens: found(tokens, []), tasks };
+}
+
+function found(answer, nothing) {
+  return answer instanceof Problem && answer.status === 404 ? nothing : answer;
 }
 
 export function renderWorker({ id, worker, tokens, tasks }, context) {

@@ -101,7 +101,7 @@ function summary(rows) {
   const sum = (of, value) => of.reduce((total, worker) => total + value(worker), 0);
   return h(
     "div",
-    { class: "card", key: "summary" },
+    { class: "card few", key: "summary" },
     facts([
       [t("workers.known"), number(rows.length)],
       [t("workers.online"), number(online.length)],
@@ -132,10 +132,12 @@ function fits(worker, params) {
   );
 }
 
-function filters(rows, { params, state }) {
+function filters(rows, { params, state, redraw }) {
   const counted = (name, n) => `${name} (${number(n)})`;
   const set = (name) => (value) => {
     state.shown = SHOWN;
+    // What is known is enough to show it at once.
+    addEventListener("hashchange", redraw, { once: true });
     change({ [name]: value, cursor: params.get("cursor") });
   };
   const byLabel = new Map([[params.get("label"), 0]]);
@@ -188,7 +190,7 @@ function cards(rows, context) {
           [t("workers.address"), addresses(worker)],
           [t("workers.labels"), labels(worker)],
         ]),
-        h("div", { class: "actions" }, holding(worker, context)),
+        h("div", { class: "actions" }, holding(worker, context, "")),
       ),
     ),
   );
@@ -206,14 +208,14 @@ function list(rows, context) {
       { title: t("workers.program"), cell: (worker) => program(worker) ?? "–" },
       { title: t("workers.labels"), cell: (worker) => labels(worker) ?? "–" },
       { title: t("workers.address"), cell: (worker) => addresses(worker) ?? "–" },
-      { title: t("app.actions"), cell: (worker) => h("div", { class: "buttons" }, holding(worker, context)) },
+      { title: t("app.actions"), cell: (worker) => h("div", { class: "one-line" }, holding(worker, context, "plain")) },
     ],
   });
 }
 
-function holding(worker, { reload }) {
+function holding(worker, { reload }, kind) {
   return holds(worker).map((verb) => {
     const label = t(`workers.${verb}`);
-    return button(label, () => step(verb, worker, reload), { name: `${label}: ${worker.id}`, key: verb });
+    return button(label, () => step(verb, worker, reload), { kind, name: `${label}: ${worker.id}`, key: verb });
   });
 }
