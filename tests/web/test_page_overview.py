@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(1)</script>"
@@ -124,22 +125,25 @@ def test_a_service_in_trouble_says_when_it_is_tried_again(api, open_page):
     expect(row).to_contain_text("7")
 
 
-def test_the_last_hour_as_charts_with_words(api, open_page):
+@pytest.mark.parametrize("old", [False, True])
+def test_the_last_hour_as_charts_with_words(api, open_page, old):
     page = open_page("keys")
-    page.evaluate("window.at = Date.now()")
-    at = page.evaluate("window.at")
+    at = page.evaluate("Date.now()")
     counts = {"queued": 4, "leased": 1, "running": 2, "free": 0, "created": 1, "failed": 0, "dead": 1, "cancelled": 0}
     samples = [
         counts | {"at": at - 120_000, "queued": 9, "created": None, "completed": None, "failed": None, "dead": None},
         counts | {"at": at - 60_000, "completed": 12},
         counts | {"at": at - 30_000, "completed": 3},
     ]
+    if old:
+        samples = [each | {"at": each["at"] - 600_000} for each in samples]
     page.route("**/api/runtime/queue/history", lambda route: route.fulfill(json=samples))
     page.get_by_role("link", name="Overview").click()
-    depth = "Queue depth, the last hour. queued: 4 now, 9 at most. leased + running: 3 now, 3 at most"
-    expect(page.get_by_role("img", name=depth)).to_be_visible()
-    rates = "Throughput, the last hour. completed: 6/min now, 12/min at most. failed + dead: 2/min now, 2/min at most"
-    expect(page.get_by_role("img", name=rates)).to_be_visible()
+    now = ["–"] * 4 if old else ["4", "3", "6/min", "2/min"]
+    depth = "Queue depth, the last hour. queued: {0} now, 9 at most. leased + running: {1} now, 3 at most"
+    expect(page.get_by_role("img", name=depth.format(*now))).to_be_visible()
+    rates = "Throughput, the last hour. completed: {2} now, 12/min at most. failed + dead: {3} now, 2/min at most"
+    expect(page.get_by_role("img", name=rates.format(*now))).to_be_visible()
 
 
 def test_in_ukrainian_on_a_narrow_screen(api, open_page):

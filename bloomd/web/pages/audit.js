@@ -84,7 +84,7 @@ export function columns() {
     { title: t("audit.when"), cell: (entry) => time(entry.timestamp) },
     { title: t("audit.action"), cell: actionCell },
     { title: t("audit.entity"), cell: entityCell },
-    { title: t("audit.actor"), cell: ({ actor }) => only(actor, { actor }, actor) },
+    { title: t("audit.actor"), cell: ({ actor }) => h("span", { class: "whole" }, only(actor, { actor }, actor)) },
     { title: t("audit.detail"), cell: ({ detail }) => detailCell(detail ?? "") },
   ];
 }
@@ -179,7 +179,7 @@ function filterForm(params, actions) {
   const types = [["", t("app.all")], ...[...new Set([...TYPES, type])].filter(Boolean).map((each) => [each, typeName(each)])];
   return h(
     "form",
-    { class: "filters even", role: "search", "aria-label": t("audit.filters"), onsubmit: (event) => event.preventDefault() },
+    { class: "filters even", role: "search", "aria-label": t("audit.title"), onsubmit: (event) => event.preventDefault() },
     text("action", { list: "audit-actions", placeholder: "task.*" }),
     h(
       "datalist",
@@ -231,7 +231,7 @@ function actionCell({ action }) {
   const word = action.slice(action.indexOf(".") + 1);
   const keys = [`audit.do.${word}`, `app.state.${word}`, `audit.do.${word.split("_").pop()}`];
   const meaning = keys.map((key) => known(key, "")).find(Boolean);
-  return h("div", {}, meaning, h("div", { class: "mono" }, only(action, { action }, action)));
+  return h("div", { class: "whole" }, meaning, h("div", { class: "mono" }, only(action, { action }, action)));
 }
 
 function entityCell({ action, entity_type: type, entity_id: id }) {

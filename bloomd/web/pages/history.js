@@ -44,8 +44,10 @@ export function charts(samples, at, reload) {
 
 function picture(title, series, at, format) {
   const told = series.map(({ name, kind, points }) => {
-    const now = format(points.at(-1)[1] ?? 0);
-    const most = format(Math.max(...points.map(([, value]) => value ?? 0)));
+    const [last, value] = points.at(-1);
+    const known = points.map((point) => point[1]).filter((each) => each !== null);
+    const now = value === null || at - last > GAP_MS ? "–" : format(value);
+    const most = known.length ? format(Math.max(...known)) : "–";
     return { name: `${name}: ${now}`, kind, points, words: t("overview.words", { name, now, most }) };
   });
   const words = [`${title}, ${t("overview.hour")}`, ...told.map((each) => each.words)].join(". ");
