@@ -47,7 +47,7 @@ export function renewTimes(root = document) {
 }
 
 function unit(value, name, digits = 0) {
-  return number(value, { style: "unit", unit: name, unitDisplay: "narrow", maximumFractionDigits: digits });
+  return number(value, { style: "unit", unit: name, unitDisplay: "short", maximumFractionDigits: digits });
 }
 
 // "350 ms", "4.2 s", "3 min 5 s", "2 h 10 min", "3 d 4 h".

@@ -33,6 +33,8 @@ export function signIn({ expired, signedIn }) {
     { class: "sign-in card", onsubmit: submit, key: "sign-in" },
     h("h1", {}, t("app.signIn.title")),
     expired && h("p", { role: "status" }, t("app.signIn.expired")),
+    // For who has a browser keep the key: it wants a name beside it.
+    h("input", { class: "hidden", name: "username", autocomplete: "username", value: "bloomd", tabindex: "-1", "aria-hidden": "true" }),
     field(t("app.signIn.key"), key, { hint: t("app.signIn.hint") }),
     problems,
     send,
