@@ -237,7 +237,7 @@ function actionCell({ action }) {
 function entityCell({ action, entity_type: type, entity_id: id }) {
   // What is done to many at once has a name of its own, which is none of theirs.
   const [page, params] = (!/^(tasks|retention)\./.test(action) && PLACES[type]?.(id)) || [];
-  const trail = only(t("audit.trail"), { entity_id: id }, id);
+  const trail = link(t("audit.trail"), "audit", { entity_id: id }, { title: t("audit.only", { what: id }) });
   const place = page ? link(id, page, params, { class: "quiet" }) : id;
   return h("div", {}, typeName(type), " ", trail, h("div", { class: "mono" }, place));
 }
