@@ -32,6 +32,8 @@ const PAGES = { overview, tasks, workers, runtime, membridge, audit, keys };
 const SOON_MS = 150;
 // ... and the next ones not before this, however many there are.
 const REST_MS = 1000;
+// The server's counts may be a second old: after the last change of a while all is looked at once more.
+const SETTLE_MS = 1200;
 
 // Without events a page is asked so often; and with events now and then as well, should one have been missed.
 const POLL_MS = 5000;
@@ -41,12 +43,15 @@ const state = { session: null, page: null, params: null, data: null, problem: nu
 let visit = new AbortController();
 let paused = false;
 let due = 0;
+let unsettled = false;
 
 const live = new Live({
   onEvent: (type, entry) => {
     const page = PAGES[state.page];
     if (!page || !(type === "reset" || page.types.includes(type))) return;
-    if (page.onEvent?.(type, entry, state.context) !== true) schedule(SOON_MS);
+    if (page.onEvent?.(type, entry, state.context) === true) return;
+    unsettled = true;
+    schedule(SOON_MS);
   },
   onState: frame,
   onClosed: () => askSession().catch(() => {}),
@@ -69,6 +74,8 @@ async function load() {
   clearTimeout(due);
   due = 0;
   state.loadedAt = Date.now();
+  if (unsettled) schedule(SETTLE_MS);
+  unsettled = false;
   try {
     const data = await PAGES[state.page].load(context);
     if (context !== state.context) return;
@@ -154,13 +161,17 @@ function draw() {
   frame();
   const page = PAGES[state.page];
   const { data, problem, context } = state;
+  const main = document.getElementById("main");
+  const isInside = main.contains(document.activeElement);
   patch(
-    document.getElementById("main"),
+    main,
     problem && h("div", { key: "problem" }, data && h("p", { class: "stale" }, t("app.stale")), problemBox(problem, load)),
     data === null
       ? [h("h1", { key: "title" }, page.title()), !problem && h("p", { key: "loading", class: "empty" }, t("app.loading"))]
       : h("div", { key: `page-${state.page}`, class: problem ? "page old" : "page" }, page.render(data, context)),
   );
+  // What had the focus may be gone: then that begins at the content anew, not at the top of the window.
+  if (isInside && document.activeElement === document.body) main.focus({ preventScroll: true });
 }
 
 // What stays there all the time, for each part of it to be patched by itself.

@@ -38,7 +38,7 @@ export function managedProject(project, { reload }) {
     table({
       caption: `${t("membridge.managedHere")}: ${t("membridge.nodes")}`,
       rows: project.nodes,
-      empty: t("membridge.nowhere"),
+      empty: `${t("membridge.nodes")}: 0`,
       columns: [
         column("membridge.node", (node) => node.node_id),
         column("membridge.state", (node) => badge(node.clone_status)),

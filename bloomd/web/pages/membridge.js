@@ -23,7 +23,9 @@ export const membridge = {
   },
 
   async load(context) {
-    const { params, signal } = context;
+    const { params, signal, state } = context;
+    if (state.at !== params.toString()) scrollTo(0, 0);
+    state.at = params.toString();
     if (isOne(params)) return loadProject(context);
     const [parts] = await Promise.all([
       settle({
@@ -152,12 +154,12 @@ function jobs(rows) {
     rows,
     rowKey: (job) => job.id ?? job.job_id,
     columns: [
-      column("membridge.begun", (job) => moment(job.created_at)),
-      column("membridge.what", ({ action }) => unknown(action, (each) => known(`membridge.${each}`, each))),
+      column("audit.when", (job) => moment(job.created_at)),
+      column("audit.action", ({ action }) => unknown(action, (each) => known(`membridge.${each}`, each))),
       column("membridge.project", (job) => unknown(job.project)),
       column("membridge.node", (job) => unknown(job.agent)),
       column("membridge.state", ({ status }) => unknown(status, badge)),
-      column("membridge.detail", (job) => job.detail || "–"),
+      column("audit.detail", (job) => job.detail || "–"),
     ],
   });
 }

@@ -38,8 +38,8 @@ export function renderProject({ id, managed }, context) {
   const called = managed?.name ?? said?.name ?? id;
   const isManaged = managed && (managed instanceof Problem ? problemBox(managed) : managedProject(managed, context));
   return [
-    h("header", { class: "bar" }, h("h1", {}, called), link(t("membridge.back"), "membridge")),
-    card(t("membridge.leadership"), said ? led(id, called, said, context) : h("p", { class: "empty" }, t("membridge.asking"))),
+    h("header", { class: "bar" }, h("h1", {}, called), link("← Membridge", "membridge")),
+    card("Membridge", said ? led(id, called, said, context) : h("p", { class: "empty" }, t("membridge.asking"))),
     card(t("membridge.managedHere"), isManaged ?? h("p", { class: "empty" }, t("membridge.notManaged"))),
   ];
 }
@@ -65,15 +65,13 @@ function nodeTable(nodes, primary, promoted) {
   const sha = (nodes.find((node) => node.node_id === primary) ?? nodes.find((node) => node.db_sha))?.db_sha;
   const action = ({ node_id: node }) => {
     const label = t(node === primary ? "membridge.extend" : "membridge.promote");
-    const shown = button(label, () => promoted(node));
-    shown.setAttribute("aria-label", `${label}: ${node}`);
-    return shown;
+    return button(label, () => promoted(node), { name: `${label}: ${node}` });
   };
   return table({
     caption: t("membridge.nodes"),
     rows: nodes,
     rowKey: (node) => node.node_id,
-    empty: t("membridge.noNodes"),
+    empty: `${t("membridge.nodes")}: 0`,
     columns: [
       column("membridge.node", ({ node_id: worker }) => link(worker, "workers", { worker })),
       column("membridge.role", ({ role }) => known(`membridge.role.${role}`, unknown(role === "unknown" ? null : role))),
