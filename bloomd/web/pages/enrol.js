@@ -29,7 +29,7 @@ function showCommand({ worker, code, expires_at: until }, { labels, most }, { pu
   const query = new URLSearchParams([["code", code], ...labels.map((label) => ["label", label]), ["max_concurrency", most]]);
   const base = (server ?? location.origin).replace(/\/+$/, "").replaceAll("'", "%27");
   const command = `curl -fsS '${base}/api/runtime/agent-install-script?${query}' | sh`;
-  return dialog(t("workers.commandTitle", { name: worker }), (close) => [
+  return dialog(`${t("workers.install")}: ${worker}`, (close) => [
     server === null && h("p", { class: "wrong", role: "alert" }, t("workers.noPublicUrl")),
     h("p", {}, t("workers.command", { until: exact(until) })),
     h("pre", { class: "secret", tabindex: "0" }, command),
@@ -51,7 +51,7 @@ export async function register() {
     submit: send,
   });
   if (!worker) return;
-  toast(t("workers.registered", { name: worker.id }));
+  toast(t("workers.done", { action: t("workers.register"), name: worker.id }));
   go("workers", { worker: worker.id });
 }
 
@@ -80,7 +80,7 @@ async function isKnown(name) {
 
 function nameField(value) {
   const input = h("input", { name: "name", required: true, maxlength: 128, value, autocomplete: "off", spellcheck: "false", autofocus: true });
-  return field(t("workers.name"), input, { hint: t("workers.nameHint") });
+  return field(t("keys.name"), input, { hint: t("workers.nameHint") });
 }
 
 function concurrencyField() {
@@ -88,5 +88,5 @@ function concurrencyField() {
 }
 
 function labelsField() {
-  return field(t("workers.labels"), h("input", { name: "labels", autocomplete: "off", spellcheck: "false" }), { hint: t("workers.labelsHint") });
+  return field(t("tasks.labels"), h("input", { name: "labels", autocomplete: "off", spellcheck: "false" }), { hint: t("workers.labelsHint") });
 }

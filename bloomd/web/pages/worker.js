@@ -8,7 +8,7 @@ import { number, t } from "../i18n.js";
 import { act, badge, button, card, confirm, facts, link, problemBox, showSecret, table } from "../ui.js";
 import { install } from "./enrol.js";
 import { holds, labels, load, path, standing } from "./fleet.js";
-import { remove, step, update } from "./hold.js";
+import { step, word } from "./hold.js";
 
 // What the page shows by itself; the rest of the capabilities is shown as it came.
 const READ = ["claude_cli", "max_concurrency", "labels"];
@@ -20,10 +20,11 @@ export function worthALook(type, { action, entity_id: entity }, id) {
 
 export async function loadWorker({ params, signal }) {
   const id = params.get("worker");
-  const held = (status) => api.get("/runtime/llm-tasks", { worker_id: id, status }, { signal });
+  const get = (at, query) => api.get(at, query, { signal });
+  const held = (status) => get("/runtime/llm-tasks", { worker_id: id, status });
   const { worker, tokens, tasks } = await settle({
-    worker: api.get(path(id), {}, { signal }),
-    tokens: api.get(`${path(id)}/tokens`, { limit: 1000 }, { signal }),
+    worker: get(path(id)),
+    tokens: get(`${path(id)}/tokens`, { limit: 1000 }),
     tasks: Promise.all([held("leased"), held("running")]),
   });
   if (worker instanceof Problem && worker.status !== 404) throw worker;
@@ -36,45 +37,37 @@ function found(answer, nothing) {
 }
 
 export function renderWorker({ id, worker, tokens, tasks }, context) {
+  const all = { ...Object.fromEntries(context.params), worker: "" };
   return [
-    h("header", { class: "bar" }, link(`← ${t("workers.title")}`, "workers"), h("h1", {}, id), worker && standing(worker)),
+    h("header", { class: "bar" }, h("h1", {}, link(t("workers.title"), "workers", all), " / ", id), worker && standing(worker)),
     worker ? [actions(worker, context), about(worker), leases(worker, tasks), worker.url && agent(worker, context)] : absent(id, context),
     tokenCard(id, tokens, context),
   ];
 }
 
 function absent(id, context) {
-  return card(
-    null,
-    h("p", {}, t("workers.absent")),
-    button(t("workers.install"), () => install(context, id), { kind: "primary" }),
-  );
+  return card(null, h("p", {}, t("workers.absent")), button(t("workers.install"), () => install(context, id), { kind: "primary" }));
 }
 
 function actions(worker, { reload }) {
-  const does = (verb, kind) => button(t(`workers.${verb}`), () => step(verb, worker, reload), { kind, key: verb });
+  const does = (verb, kind) => button(word(verb), () => step(verb, worker, reload), { kind, key: verb });
   return h(
     "div",
     { class: "bar", role: "group", "aria-label": t("app.actions"), key: "actions" },
     holds(worker).map((verb) => does(verb)),
-    worker.url && [
-      button(t("workers.update"), () => update(worker, reload), { key: "update" }),
-      does("restart"),
-      does("uninstall", "danger"),
-    ],
-    button(t("keys.remove"), () => remove(worker, reload), { kind: "danger", key: "remove" }),
+    worker.url && [does("update"), does("restart"), does("uninstall", "danger")],
+    does("remove", "danger"),
   );
 }
 
 function about(worker) {
   const { capabilities, obs_count: observations } = worker;
   const others = Object.fromEntries(Object.entries(capabilities).filter(([name]) => !READ.includes(name)));
-  return h(
-    "section",
-    { class: "card", key: "about" },
+  return card(
+    null,
     facts([
       [t("workers.leases"), load(worker)],
-      [t("workers.heartbeat"), time(worker.last_heartbeat, t("keys.never"))],
+      [t("tasks.heartbeat"), time(worker.last_heartbeat, t("keys.never"))],
       [t("workers.registeredAt"), time(worker.registered_at)],
       [t("workers.from"), t(`workers.source.${worker.source}`)],
       [t("membridge.node"), worker.node_id !== worker.id && worker.node_id],
@@ -83,22 +76,20 @@ function about(worker) {
       [t("membridge.version"), worker.agent_version],
       [t("workers.system"), worker.os_info],
       [t("workers.installed"), worker.install_method],
-      [t("workers.labels"), labels(worker)],
-      [t("workers.observations"), observations > 0 && number(observations)],
-      [t("workers.sha"), worker.db_sha && h("span", { class: "mono" }, worker.db_sha)],
+      [t("tasks.labels"), labels(worker)],
+      [t("membridge.observations"), observations > 0 && number(observations)],
+      [t("membridge.sha"), worker.db_sha && h("span", { class: "mono" }, worker.db_sha)],
     ]),
     Object.keys(others).length > 0 &&
-      h("details", { key: "others" }, h("summary", {}, t("workers.capabilities")), h("pre", { tabindex: "0" }, JSON.stringify(others, null, 2))),
+      h("details", {}, h("summary", {}, t("workers.capabilities")), h("pre", { tabindex: "0" }, JSON.stringify(others, null, 2))),
   );
 }
 
 function leases({ leases: rows }, tasks) {
   const known = tasks instanceof Problem ? [] : tasks.flat();
   const taskOf = ({ task_id: id }) => known.find((task) => task.id === id);
-  return h(
-    "section",
-    { class: "card", key: "leases" },
-    h("h2", {}, t("workers.leases")),
+  return card(
+    t("workers.leases"),
     tasks instanceof Problem && problemBox(tasks),
     table({
       caption: t("workers.leases"),
@@ -106,10 +97,10 @@ function leases({ leases: rows }, tasks) {
       empty: t("app.nothing"),
       columns: [
         { title: t("workers.task"), cell: (lease) => taskCell(lease, taskOf(lease)) },
-        { title: t("workers.status"), cell: (lease) => (taskOf(lease) ? badge(taskOf(lease).status) : "–") },
-        { title: t("workers.attempt"), number: true, cell: ({ attempt }) => attempt ?? "–" },
-        { title: t("workers.begun"), cell: (lease) => time(lease.started_at) },
-        { title: t("workers.heartbeat"), cell: (lease) => time(lease.last_heartbeat, t("keys.never")) },
+        { title: t("tasks.status"), cell: (lease) => (taskOf(lease) ? badge(taskOf(lease).status) : "–") },
+        { title: t("tasks.attempts"), number: true, cell: ({ attempt }) => attempt ?? "–" },
+        { title: t("tasks.started"), cell: (lease) => time(lease.started_at) },
+        { title: t("tasks.heartbeat"), cell: (lease) => time(lease.last_heartbeat, t("keys.never")) },
         { title: t("workers.expires"), cell: (lease) => time(lease.expires_at) },
         { title: t("workers.progress"), cell: (lease) => taskOf(lease)?.progress ?? "–" },
       ],
@@ -138,36 +129,26 @@ function agent(worker, { state, signal, redraw, reload }) {
     redraw();
   };
   const answer = asked.get(worker.id);
-  return h(
-    "section",
-    { class: "card", key: "agent" },
-    h("div", { class: "bar" }, h("h2", {}, t("workers.agent")), button(t("workers.health"), ask, { key: "ask" })),
+  return card(
+    null,
+    h("div", { class: "bar" }, h("h2", {}, t("tasks.agent")), button(t("workers.health"), ask, { key: "ask" })),
     h("div", { role: "status" }, answer ? told(answer) : h("small", {}, t("workers.notAsked"))),
   );
 }
 
 function told({ said, at }) {
   if (said instanceof Problem) return problemBox(said);
-  const { reachable, error, version, os_info: os, hostname, capabilities, ip_addrs: ips } = said;
-  return [
-    h("p", {}, badge(reachable ? "up" : "down", t(reachable ? "workers.reachable" : "workers.unreachable")), " ", h("small", {}, time(at))),
-    error && h("p", { class: "wrong" }, error),
-    facts([
-      [t("membridge.version"), version],
-      [t("workers.system"), os],
-      [t("workers.host"), hostname],
-      [t("workers.ips"), ips?.join(", ")],
-      [t("workers.capabilities"), capabilities && h("code", {}, JSON.stringify(capabilities))],
-    ]),
-  ];
+  // What else it says has gone into what is known of the worker.
+  const { reachable, error, hostname } = said;
+  const what = error ? h("span", { class: "wrong" }, error) : hostname;
+  return h("p", {}, badge(reachable ? "up" : "down"), " ", what, " ", h("small", {}, time(at)));
 }
 
 // --- Tokens
 
 function tokenCard(id, tokens, { reload }) {
-  return h(
-    "section",
-    { class: "card", key: "tokens" },
+  return card(
+    null,
     h("div", { class: "bar" }, h("h2", {}, t("workers.tokens")), button(t("workers.addToken"), () => addToken(id, reload), { key: "add" })),
     h("p", {}, h("small", {}, t("workers.tokensIntro"))),
     tokens instanceof Problem
@@ -182,7 +163,10 @@ function tokenCard(id, tokens, { reload }) {
             { title: t("keys.used"), cell: (token) => time(token.last_used_at, t("keys.never")) },
             {
               title: t("app.actions"),
-              cell: (token) => button(t("keys.remove"), () => removeToken(token, reload), { kind: "danger", name: `${t("keys.remove")}: ${token.id}` }),
+              cell: (token) => {
+                const name = `${t("keys.remove")}: ${token.id}`;
+                return button(t("keys.remove"), () => removeToken(token, reload), { kind: "danger", name });
+              },
             },
           ],
         }),
@@ -193,15 +177,16 @@ async function addToken(id, reload) {
   let made;
   if (!(await act(async () => (made = await api.post(`${path(id)}/tokens`))))) return;
   reload();
-  await showSecret(t("workers.tokenMade", { name: id }), t("keys.once"), made.secret);
+  await showSecret(`${t("workers.token")}: ${id}`, t("keys.once"), made.secret);
 }
 
 async function removeToken({ id, worker_id: worker, last_used_at: used }, reload) {
   const what = [h("p", {}, t("keys.removeWhat")), facts([[t("keys.used"), time(used, t("keys.never"))]])];
   if (!(await confirm(`${t("keys.remove")}: ${id}?`, what, { action: t("keys.remove") }))) return;
+  const done = t("workers.done", { action: t("keys.remove"), name: id });
   await act(
     () => api.delete(`${path(worker)}/tokens/${encodeURIComponent(id)}`),
-    ({ authentication }) => t(authentication === "off" ? "workers.tokenRemovedLast" : "workers.tokenRemoved"),
+    ({ authentication }) => (authentication === "off" ? `${done} ${t("app.open")}` : done),
   );
   reload();
 }

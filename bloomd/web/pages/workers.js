@@ -6,10 +6,10 @@ import { api } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
 import { number, t } from "../i18n.js";
-import { change, href } from "../router.js";
+import { change } from "../router.js";
 import { button, facts, field, link, pager, select, table } from "../ui.js";
 import { install, register } from "./enrol.js";
-import { addresses, capacity, holds, labels, load, names, program, standing } from "./fleet.js";
+import { addresses, holds, labels, load, names, program, standing } from "./fleet.js";
 import { step } from "./hold.js";
 import { loadWorker, renderWorker, worthALook } from "./worker.js";
 
@@ -54,10 +54,10 @@ export const workers = {
     return { ...data, isOne };
   },
 
-  render: (data, context) =>
-    data.isOne
-      ? h("div", { key: `worker-${data.id}` }, renderWorker(data, context))
-      : h("div", { key: "fleet" }, fleet(data, context)),
+  render(data, context) {
+    const [key, part] = data.isOne ? [`worker-${data.id}`, renderWorker] : ["fleet", fleet];
+    return h("div", { key }, part(data, context));
+  },
 };
 
 function arrive() {
@@ -81,34 +81,14 @@ function fleet({ rows, next }, context) {
       button(t("workers.register"), register),
       button(t("workers.install"), () => install(context), { kind: "primary" }),
     ),
-    rows.length === 0 ? h("p", { class: "empty", key: "none" }, t("workers.none")) : [summary(rows), filters(rows, context)],
-    rows.length > 0 && found.length === 0 && h("p", { class: "empty", key: "nothing" }, t("workers.nothing")),
+    rows.length === 0 ? h("p", { class: "empty", key: "none" }, t("workers.none")) : filters(rows, context),
+    rows.length > 0 && found.length === 0 && h("p", { class: "empty", key: "nothing" }, t("app.nothing")),
     found.length > 0 && (viewOf(params) === "cards" ? cards(shown, context) : list(shown, context)),
-    h(
-      "p",
-      { class: "pager", role: "status", key: "count" },
-      shown.length < rows.length && t("workers.shown", { n: shown.length, all: rows.length }),
-    ),
+    h("p", { role: "status", key: "count" }, shown.length < rows.length && t("workers.shown", { n: shown.length, all: rows.length })),
     found.length > shown.length && button(t("workers.more"), more, { key: "more" }),
     (next || params.get("cursor")) && h("p", { key: "part" }, t("workers.part", { n: rows.length })),
     pager("workers", params, next),
   ];
-}
-
-function summary(rows) {
-  const online = rows.filter(({ status }) => status === "online");
-  const ready = online.filter((worker) => !worker.cordoned && !worker.draining);
-  const sum = (of, value) => of.reduce((total, worker) => total + value(worker), 0);
-  return h(
-    "div",
-    { class: "card few", key: "summary" },
-    facts([
-      [t("workers.known"), number(rows.length)],
-      [t("workers.online"), number(online.length)],
-      [t("workers.busy"), number(sum(rows, (worker) => worker.active_leases))],
-      [t("workers.free"), number(sum(ready, (worker) => Math.max(0, capacity(worker) - worker.active_leases)))],
-    ]),
-  );
 }
 
 // --- Filters
@@ -148,25 +128,24 @@ function filters(rows, { params, state, redraw }) {
     .map((status) => [status, rows.filter((worker) => isIn(worker, status)).length])
     .filter(([status, n]) => n > 0 || status === params.get("status"));
   const every = ["", counted(t("app.all"), rows.length)];
+  const choice = (id, title, options) => field(title, select([every, ...options], params.get(id), set(id), { id }));
+  const write = ({ currentTarget }) => set("text")(currentTarget.value);
   return h(
     "div",
     { class: "filters even", role: "search", key: "filters" },
-    field(
-      t("workers.status"),
-      select([every, ...statuses.map(([status, n]) => [status, counted(t(`app.state.${status}`), n)])], params.get("status"), set("status"), { id: "status" }),
-    ),
-    field(
-      t("workers.label"),
-      select([every, ...[...byLabel].sort().map(([label, n]) => [label, counted(label, n)])], params.get("label"), set("label"), { id: "label" }),
-    ),
+    choice("status", t("tasks.status"), statuses.map(([status, n]) => [status, counted(t(`app.state.${status}`), n)])),
+    choice("label", t("tasks.labels"), [...byLabel].sort().map(([label, n]) => [label, counted(label, n)])),
     field(
       t("workers.text"),
-      h("input", { id: "text", type: "search", value: params.get("text") ?? "", onchange: ({ currentTarget }) => set("text")(currentTarget.value) }),
+      h("input", { id: "text", type: "search", value: params.get("text") ?? "", onchange: write }),
     ),
     h(
       "nav",
       { class: "switch", "aria-label": t("workers.view") },
-      VIEWS.map((view) => h("a", { href: href("workers", { ...Object.fromEntries(params), view }), "aria-current": view === viewOf(params) ? "true" : null }, t(`workers.view.${view}`))),
+      VIEWS.map((view) => {
+        const current = view === viewOf(params) ? "true" : null;
+        return link(t(`workers.view.${view}`), "workers", { ...Object.fromEntries(params), view }, { "aria-current": current });
+      }),
     ),
   );
 }
@@ -181,14 +160,14 @@ function cards(rows, context) {
       h(
         "article",
         { class: "card worker", key: worker.id },
-        h("h2", {}, link(worker.id, "workers", { worker: worker.id })),
+        h("h2", {}, toWorker(worker, context)),
         h("p", { class: "buttons" }, standing(worker)),
         load(worker),
         facts([
-          [t("workers.heartbeat"), time(worker.last_heartbeat, t("keys.never"))],
+          [t("tasks.heartbeat"), time(worker.last_heartbeat, t("keys.never"))],
           [t("workers.program"), program(worker)],
           [t("workers.address"), addresses(worker)],
-          [t("workers.labels"), labels(worker)],
+          [t("tasks.labels"), labels(worker)],
         ]),
         h("div", { class: "actions" }, holding(worker, context, "")),
       ),
@@ -201,16 +180,20 @@ function list(rows, context) {
     caption: t("workers.title"),
     rows,
     columns: [
-      { title: t("workers.name"), cell: ({ id }) => link(id, "workers", { worker: id }) },
-      { title: t("workers.status"), cell: (worker) => h("span", { class: "buttons" }, standing(worker)) },
+      { title: t("keys.name"), cell: (worker) => toWorker(worker, context) },
+      { title: t("tasks.status"), cell: (worker) => h("span", { class: "buttons" }, standing(worker)) },
       { title: t("workers.leases"), cell: load },
-      { title: t("workers.heartbeat"), cell: (worker) => time(worker.last_heartbeat, t("keys.never")) },
+      { title: t("tasks.heartbeat"), cell: (worker) => time(worker.last_heartbeat, t("keys.never")) },
       { title: t("workers.program"), cell: (worker) => program(worker) ?? "–" },
-      { title: t("workers.labels"), cell: (worker) => labels(worker) ?? "–" },
+      { title: t("tasks.labels"), cell: (worker) => labels(worker) ?? "–" },
       { title: t("workers.address"), cell: (worker) => addresses(worker) ?? "–" },
       { title: t("app.actions"), cell: (worker) => h("div", { class: "one-line" }, holding(worker, context, "plain")) },
     ],
   });
+}
+
+function toWorker({ id }, { params }) {
+  return link(id, "workers", { ...Object.fromEntries(params), worker: id });
 }
 
 function holding(worker, { reload }, kind) {
