@@ -38,7 +38,7 @@ export const overview = {
     h(
       "section",
       { key: "audit" },
-      h("header", { class: "bar over" }, h("h2", {}, t("overview.audit")), link(t("overview.wholeAudit"), "audit")),
+      h("header", { class: "bar over" }, h("h2", {}, t("overview.audit")), link(t("audit.title"), "audit")),
       audit instanceof Error ? problemBox(audit, reload) : table({ caption: t("overview.audit"), rows: audit, columns: columns() }),
     ),
   ],
@@ -49,7 +49,7 @@ function verdict({ verdict: word, reasons, next, notices }) {
     "section",
     { class: `verdict ${word}`, "aria-label": t("overview.verdict") },
     h("p", { role: "status" }, badge(word), " ", h("strong", {}, reasons.join("; ") || t("overview.well"))),
-    next && h("p", { class: "next", key: "next" }, t("overview.next"), " ", h("code", {}, next), " ", copyButton(next)),
+    next && h("p", { key: "next" }, t("overview.next"), " ", h("code", {}, next), " ", copyButton(next)),
     notices.length > 0 && h("ul", { key: "notices" }, notices.map((notice) => h("li", {}, notice))),
   );
 }
@@ -68,7 +68,7 @@ function queue({ queue: now }, at) {
   ];
   return card(
     [t("overview.queue"), now.pause && [" ", badge("paused")]],
-    now.pause && h("p", { class: "paused", key: "pause" }, pause(now.pause), " ", link(t("overview.toQueue"), "tasks")),
+    now.pause && h("p", { key: "pause" }, pause(now.pause), " ", link(t("tasks.title"), "tasks")),
     h("ul", { class: "counts" }, STATES.map((state) => h("li", { key: state }, count(state)))),
     facts([
       [t("overview.oldest"), oldest === null ? t("overview.noneWaits") : time(Math.round(at / 1000 - oldest) * 1000)],
@@ -99,7 +99,7 @@ function workers(fleet) {
   );
 }
 
-function daemon({ process, leader, sync, reload }, at) {
+function daemon({ process, leader, sync }, at) {
   return card(
     t("overview.daemon"),
     facts([
@@ -108,7 +108,6 @@ function daemon({ process, leader, sync, reload }, at) {
       [t("overview.sync"), sync.configured ? synced(sync) : t("overview.notConfigured")],
       [t("overview.memory"), bytes(process.rss_bytes)],
       [t("overview.lag"), `${milliseconds(process.loop_lag_ms)} / ${milliseconds(process.loop_lag_worst_ms)}`],
-      [t("overview.reload"), reload && [time(reload.at * 1000), ": ", h("span", { class: reload.ok ? null : "wrong" }, reload.summary)]],
     ]),
   );
 }

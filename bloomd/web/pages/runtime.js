@@ -3,8 +3,8 @@
 import { Problem, api } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
-import { known, t } from "../i18n.js";
-import { change, here } from "../router.js";
+import { t } from "../i18n.js";
+import { change } from "../router.js";
 import { act, badge, button, confirm, facts, field, problemBox, select, table, toast, whatFailed } from "../ui.js";
 
 // What can be made here: its name in the API, by its key among the settings.
@@ -14,17 +14,14 @@ const SOURCES = ["database", "option", "environment", "env_file", "file", "prese
 // Membridge is given time, and more than one try.
 const TEST_MS = 120_000;
 
-// A pause in typing, after which is searched.
-const TYPED_MS = 200;
-
 export const runtime = {
   title: () => t("runtime.title"),
   types: ["audit"],
 
-  async load({ params, state, signal }) {
+  async load({ params, signal }) {
     // Back also changes the field that has the focus, which `patch` leaves alone.
     const search = document.getElementById("settings-search");
-    if (search && state.q === undefined) search.value = params.get("q") ?? "";
+    if (search) search.value = params.get("q") ?? "";
     const [config, { settings, warnings }] = await Promise.all([
       api.get("/runtime/config", {}, { signal }),
       api.get("/runtime/settings", {}, { signal }),
@@ -165,22 +162,14 @@ function answer({ connected, error, health }) {
 
 // --- All settings
 
-function every(settings, warnings, { params, state, redraw }) {
-  const [wanted, source] = [(state.q ?? params.get("q") ?? "").toLowerCase(), params.get("source") ?? ""];
-  const search = ({ currentTarget: { value } }) => {
-    state.q = value;
-    redraw();
-    clearTimeout(state.typing);
-    state.typing = setTimeout(() => {
-      if (here().page !== "runtime") return;
-      state.q = undefined;
-      change({ q: value }, { replace: true });
-    }, TYPED_MS);
-  };
+function every(settings, warnings, { params }) {
+  const [q, source] = ["q", "source"].map((name) => params.get(name) ?? "");
+  const search = ({ currentTarget }) => change({ q: currentTarget.value }, { replace: true });
   const fits = ({ key, value, source: its, where }) =>
-    (!source || its === source) && `${key} ${plain(value)} ${where ?? ""}`.toLowerCase().includes(wanted);
+    (!source || its === source) && `${key} ${plain(value)} ${where ?? ""}`.toLowerCase().includes(q.toLowerCase());
   const rows = settings.filter(fits);
   const sources = SOURCES.filter((each) => settings.some((one) => one.source === each) || each === source);
+  const choices = [["", t("app.all")], ...sources.map((each) => [each, t(`runtime.source.${each}`)])];
   return [
     h("h2", { class: "over" }, t("runtime.settings")),
     h("p", {}, t("runtime.settingsWhat")),
@@ -188,12 +177,10 @@ function every(settings, warnings, { params, state, redraw }) {
     h(
       "form",
       { class: "filters", role: "search", "aria-label": t("runtime.settings"), onsubmit: (event) => event.preventDefault() },
-      field(t("runtime.search"), h("input", { id: "settings-search", type: "search", value: state.q ?? params.get("q") ?? "", oninput: search })),
+      field(t("runtime.search"), h("input", { id: "settings-search", type: "search", value: q, oninput: search })),
       field(
         t("runtime.source"),
-        select([["", t("app.all")], ...sources.map((each) => [each, known(`runtime.source.${each}`, each)])], source, (next) => change({ source: next }), {
-          id: "settings-source",
-        }),
+        select(choices, source, (next) => change({ source: next }), { id: "settings-source" }),
       ),
       h("small", { role: "status" }, t("runtime.shown", { n: rows.length })),
     ),
@@ -212,7 +199,7 @@ function every(settings, warnings, { params, state, redraw }) {
 }
 
 function told({ source, where }) {
-  const word = known(`runtime.source.${source}`, source);
+  const word = t(`runtime.source.${source}`);
   return h("div", {}, source === "default" ? h("small", {}, word) : word, where && h("div", {}, h("small", { class: "mono" }, where)));
 }
 
