@@ -10,7 +10,6 @@ import { change } from "../router.js";
 import { button, field, link, pager, select, table } from "../ui.js";
 
 const FILTERS = ["action", "entity_type", "entity_id", "actor", "since", "until"];
-const FAMILIES = ["task", "tasks", "lease", "worker", "project", "membridge", "queue", "key", "session", "config", "control"];
 const TYPES = ["task", "worker", "artifact", "project", "agent", "key", "session", "config", "queue", "node", "daemon"];
 
 // Between two looks at what came, however much it is.
@@ -67,14 +66,9 @@ export const audit = {
       !isFixed(params) && followButton(stopped, state, reload, redraw),
       ["csv", "jsonl"].map((format) => h("a", { href: exported(params, format), download: "" }, t(`audit.export.${format}`))),
     ),
-    filterForm(params, new Set(rows.map(({ action }) => action))),
+    filterForm(params, rows),
     held.size > 0 && newsButton(held.size, () => follow(state, reload)),
-    table({
-      caption: t("audit.title"),
-      rows,
-      empty: t(next ? "audit.noneHere" : "audit.none"),
-      columns: columns(),
-    }),
+    table({ caption: t("audit.title"), rows, empty: t(next ? "audit.noneHere" : "audit.none"), columns: columns() }),
     pager("audit", params, next),
   ],
 };
@@ -156,7 +150,7 @@ function exported(params, format) {
   return `/api/runtime/audit/export?${new URLSearchParams({ format, ...filters(params) })}`;
 }
 
-function filterForm(params, actions) {
+function filterForm(params, rows) {
   const text = (name, attributes) =>
     field(
       t(`audit.${name}`),
@@ -175,21 +169,15 @@ function filterForm(params, actions) {
       value: local(params.get(name)),
       onchange: ({ currentTarget: { value } }) => change({ [name]: value && new Date(value).getTime() }),
     });
+  const actions = new Set(rows.flatMap(({ action }) => [action, `${action.split(".")[0]}.*`]));
   const type = params.get("entity_type") ?? "";
   const types = [["", t("app.all")], ...[...new Set([...TYPES, type])].filter(Boolean).map((each) => [each, typeName(each)])];
   return h(
     "form",
     { class: "filters even", role: "search", "aria-label": t("audit.title"), onsubmit: (event) => event.preventDefault() },
     text("action", { list: "audit-actions", placeholder: "task.*" }),
-    h(
-      "datalist",
-      { id: "audit-actions" },
-      [...FAMILIES.map((family) => `${family}.*`), ...actions].map((value) => h("option", { value })),
-    ),
-    field(
-      t("audit.entity_type"),
-      select(types, type, (chosen) => change({ entity_type: chosen }), { id: "audit-entity_type" }),
-    ),
+    h("datalist", { id: "audit-actions" }, [...actions].map((value) => h("option", { value }))),
+    field(t("audit.entity_type"), select(types, type, (chosen) => change({ entity_type: chosen }), { id: "audit-entity_type" })),
     text("entity_id"),
     text("actor"),
     moment("since"),
@@ -228,9 +216,9 @@ function only(label, params, what) {
 }
 
 function actionCell({ action }) {
-  const word = action.slice(action.indexOf(".") + 1);
-  const keys = [`audit.do.${word}`, `app.state.${word}`, `audit.do.${word.split("_").pop()}`];
-  const meaning = keys.map((key) => known(key, "")).find(Boolean);
+  // What an agent or a project of Membridge is, its kind says.
+  const word = action.slice(action.indexOf(".") + 1).replace(/^(agent|project)_/, "");
+  const meaning = known(`audit.do.${word}`, known(`app.state.${word}`, ""));
   return h("div", { class: "whole" }, meaning, h("div", { class: "mono" }, only(action, { action }, action)));
 }
 

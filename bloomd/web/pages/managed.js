@@ -125,6 +125,5 @@ async function run(project, what, body, reload) {
 async function forget(project) {
   const what = t("membridge.forgetWhat", { n: project.nodes.length });
   if (!(await confirm(t("membridge.forgetTitle", { name: project.name }), what, { action: t("membridge.forget") }))) return;
-  const done = t("membridge.forgotten", { name: project.name });
-  if (await act(() => api.delete(`/runtime/projects/${project.id}`), done)) go("membridge");
+  if (await act(() => api.delete(`/runtime/projects/${project.id}`))) go("membridge");
 }

@@ -60,7 +60,6 @@ export default {
     forget: "Forget",
     forgetTitle: "Forget the project {name}?",
     forgetWhat: "bloomd forgets it and what it knows of its nodes ({n}). The clones stay where they are.",
-    forgotten: "The project {name} is forgotten.",
   },
   uk: {
     asking: "Запитуємо Membridge …",
@@ -123,6 +122,5 @@ export default {
     forget: "Забути",
     forgetTitle: "Забути проєкт {name}?",
     forgetWhat: "bloomd забуде його та все відоме про його вузли ({n}). Клони залишаться на місці.",
-    forgotten: "Проєкт {name} забуто.",
   },
 };
