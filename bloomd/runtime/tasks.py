@@ -51,9 +51,9 @@ WAITS = """
 SELECT id FROM llm_tasks WHERE id = %(id)s AND greatest(not_before, retry_at) > bloom_now_ms()
 """
 
-# With the times of each task's latest attempt: of the few leases of each that is listed, and no others. The index has the
-# md5 of what may be long; the comparison itself stands where the planner makes no guess of it: it would multiply the two,
-# expect next to nothing, and fetch and sort all there is of an agent.
+# With the times of the latest attempt of each that is listed, and of no others. The index has the md5 of what may be
+# long; the comparison itself stands where the planner makes no guess of it: it would multiply the two, expect next to
+# nothing, and fetch and sort all there is of an agent.
 LIST = """
 WITH task AS (
     SELECT *
