@@ -2,7 +2,7 @@
 
 import { clockOffset } from "./api.js";
 import { h } from "./dom.js";
-import { language, number } from "./i18n.js";
+import { formatter, number } from "./i18n.js";
 
 const STEPS = [
   ["second", 60],
@@ -24,13 +24,13 @@ export function relative(ms) {
   if (Math.abs(value) < 1) value = 0;
   for (const [unit, size] of STEPS) {
     if (Math.abs(value) < size)
-      return new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" }).format(Math.trunc(value), unit);
+      return formatter(Intl.RelativeTimeFormat, { numeric: "auto", style: "short" }).format(Math.trunc(value), unit);
     value /= size;
   }
 }
 
 export function exact(ms) {
-  return new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" }).format(ms);
+  return formatter(Intl.DateTimeFormat, { dateStyle: "medium", timeStyle: "medium" }).format(ms);
 }
 
 // A moment: how long ago, and on hover exactly when. It stays true while it is shown.

@@ -31,7 +31,7 @@ export function t(key, params = {}) {
   const [part, ...rest] = key.split(".");
   let text = CATALOGUES[part]?.[language]?.[rest.join(".")];
   if (text === undefined) throw new Error(`no words for ${key} in ${language}`);
-  if (typeof text === "object") text = text[new Intl.PluralRules(language).select(params.n)] ?? text.other;
+  if (typeof text === "object") text = text[formatter(Intl.PluralRules).select(params.n)] ?? text.other;
   return text.replace(/\{(\w+)\}/g, (_, name) => (typeof params[name] === "number" ? number(params[name]) : (params[name] ?? "")));
 }
 
@@ -42,5 +42,13 @@ export function known(key, fallback) {
 }
 
 export function number(value, options) {
-  return new Intl.NumberFormat(language, options).format(value);
+  return formatter(Intl.NumberFormat, options).format(value);
+}
+
+// To make one takes longer than to format hundreds of values with it.
+const made = new Map();
+export function formatter(Kind, options) {
+  const key = `${Kind.name} ${language} ${JSON.stringify(options)}`;
+  if (!made.has(key)) made.set(key, new Kind(language, options));
+  return made.get(key);
 }
