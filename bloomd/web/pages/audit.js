@@ -227,7 +227,7 @@ function entityCell({ action, entity_type: type, entity_id: id }) {
   const [page, params] = (!/^(tasks|retention)\./.test(action) && PLACES[type]?.(id)) || [];
   const trail = link(t("audit.trail"), "audit", { entity_id: id }, { title: t("audit.only", { what: id }) });
   const place = page ? link(id, page, params, { class: "quiet" }) : id;
-  return h("div", {}, typeName(type), " ", trail, h("div", { class: "mono" }, place));
+  return h("div", {}, typeName(type), " ", trail, h("div", { class: id.length > 40 ? "mono" : "mono whole" }, place));
 }
 
 function detailCell(detail) {

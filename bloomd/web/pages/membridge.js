@@ -67,6 +67,8 @@ function overview({ config, managed, params }, { state }) {
   const failed = said?.health instanceof Problem;
   const isMissing = config.membridge_server_url === "" && (!said || failed);
   const part = (title, name, shown, ...more) => {
+    // Nothing answers: that is said once.
+    if (failed && name !== "health" && said[name].message === said.health.message) return null;
     const content = () => (said[name] instanceof Problem ? problemBox(said[name]) : shown(said[name]));
     return card(t(title), said ? content() : h("p", { class: "empty" }, t("membridge.asking")), more);
   };
