@@ -18,8 +18,10 @@ export const membridge = {
   types: ["audit"],
   every: 20_000, // what nodes say of themselves is no event
 
-  onEvent: (_type, _entry, { state }) => {
+  onEvent(type, entry, { state }) {
+    if (type !== "reset" && !/^(membridge|project|config)\./.test(entry.action)) return true;
     state.compared = {};
+    return false;
   },
 
   async load(context) {
