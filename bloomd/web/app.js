@@ -241,7 +241,7 @@ function pause() {
     live.start();
     load();
   }
-  frame();
+  setTimeout(frame); // when the button is busy no more, or it would keep its label
 }
 
 addEventListener("hashchange", open);

@@ -58,7 +58,8 @@ def test_entries_are_found_by_what_the_address_says(api, add, open_page):
     page.go_back()
     expect(rows(page)).to_have_count(2)
     page.get_by_role("link", name="Without filters").click()
-    page.get_by_label("Kind").select_option("task")
+    page.get_by_label("Action").fill("task.*")
+    page.keyboard.press("Enter")
     expect(rows(page)).to_have_count(1)
     page.get_by_role("link", name="task.created").click()
     expect(page.get_by_label("Action")).to_have_value("task.created")
@@ -87,13 +88,11 @@ def test_new_entries_come_in_on_top_and_nobody_asks_for_them(add, open_page):
     expect(rows(page).first).to_contain_text("newer")
     expect(news).to_have_count(0)
     assert page.evaluate("scrollY") == 0
-    page.get_by_role("button", name="Stop following").click()
+    page.get_by_role("button", name="Pause").click()
     add(entity="newest")
-    expect(page.get_by_role("button", name="1 new entry: show it")).to_be_visible()
     expect(rows(page).first).to_contain_text("newer")
-    page.get_by_role("button", name="Follow", exact=True).click()
+    page.get_by_role("button", name="Go on").click()
     expect(rows(page).first).to_contain_text("newest")
-    expect(rows(page)).to_have_count(100)
 
 
 def test_scrolling_back_to_the_top_shows_what_was_held(add, open_page):
@@ -112,8 +111,8 @@ def test_older_entries_are_a_page_away_and_stay_where_they_are(add, open_page):
     page = open_page("audit?action=test.*")
     page.get_by_role("link", name="Next page").click()
     expect(rows(page)).to_have_count(50)
-    expect(page.get_by_role("button", name="Stop following")).to_have_count(0)
     add(entity="new")
+    expect(rows(page)).to_have_count(50)
     page.get_by_role("link", name="First page").click()
     expect(rows(page)).to_have_count(100)
     expect(rows(page).first).to_contain_text("new")

@@ -1,16 +1,15 @@
 // The audit trail: who has done what, to what. What happens comes in on top by the events; the API is only asked for pages.
 //
-//   following ◀─▶ held: somebody has scrolled down, or pressed the button. What comes then is only counted.
+//   following ◀─▶ held: somebody has scrolled down and reads there. What comes then is only counted.
 
 import { api } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
 import { known, t } from "../i18n.js";
 import { change } from "../router.js";
-import { button, field, link, pager, select, table } from "../ui.js";
+import { button, field, link, pager, table } from "../ui.js";
 
 const FILTERS = ["action", "entity_type", "entity_id", "actor", "since", "until"];
-const TYPES = ["task", "worker", "artifact", "project", "agent", "key", "session", "config", "queue", "node", "daemon"];
 
 // Between two looks at what came, however much it is.
 const DRAW_MS = 250;
@@ -32,8 +31,8 @@ export const audit = {
     const stays = state.place === place;
     const arrived = (state.arrived = []);
     const { rows, next } = await api.list("/runtime/audit", { ...filters(params), cursor: params.get("cursor") }, { signal });
-    if (!stays) Object.assign(state, { place, held: new Set(), stopped: false });
-    if (stays && !isFollowing(state)) {
+    if (!stays) Object.assign(state, { place, held: new Set() });
+    if (stays && !isFollowing()) {
       const shown = new Set(state.rows.map(({ id }) => id));
       for (const { id } of rows) if (!shown.has(id)) state.held.add(id);
     } else Object.assign(state, { rows: merged(arrived, rows), next, held: new Set(), anewAt: Date.now() });
@@ -47,7 +46,7 @@ export const audit = {
     if (type === "reset" || !state.rows) return false;
     if (!entry.id || !entry.timestamp || isFixed(params) || !fits(entry, params)) return true;
     state.arrived.push(entry);
-    if (isFollowing(state)) state.rows = merged([entry], state.rows);
+    if (isFollowing()) state.rows = merged([entry], state.rows);
     else state.held.add(entry.id);
     state.drawing ??= setTimeout(() => {
       state.drawing = null;
@@ -58,16 +57,15 @@ export const audit = {
     return true;
   },
 
-  render: ({ rows, next, held, stopped }, { params, state, reload, redraw }) => [
+  render: ({ rows, next, held }, { params, state, reload }) => [
     h(
       "header",
       { class: "bar" },
       h("h1", {}, t("audit.title")),
-      !isFixed(params) && followButton(stopped, state, reload, redraw),
       ["csv", "jsonl"].map((format) => h("a", { href: exported(params, format), download: "" }, t(`audit.export.${format}`))),
     ),
     filterForm(params, rows),
-    held.size > 0 && newsButton(held.size, () => follow(state, reload)),
+    held.size > 0 && h("p", { class: "news", key: "news" }, newsButton(state, reload)),
     table({ caption: t("audit.title"), rows, empty: t(next ? "audit.noneHere" : "audit.none"), columns: columns() }),
     pager("audit", params, next),
   ],
@@ -90,27 +88,17 @@ function isFixed(params) {
   return params.has("cursor") || Number(params.get("until") || Infinity) <= Date.now();
 }
 
-function isFollowing(state) {
-  return !state.stopped && scrollY < AWAY_PX;
+function isFollowing() {
+  return scrollY < AWAY_PX;
 }
 
-function follow(state, reload) {
-  Object.assign(state, { stopped: false, held: new Set() });
-  scrollTo(0, 0);
-  return reload();
-}
-
-function followButton(stopped, state, reload, redraw) {
-  if (stopped) return button(t("audit.follow"), () => follow(state, reload), { key: "follow" });
-  const stop = () => {
-    state.stopped = true;
-    redraw();
+function newsButton(state, reload) {
+  const show = () => {
+    state.held = new Set();
+    scrollTo(0, 0);
+    return reload();
   };
-  return button(t("audit.stop"), stop, { key: "stop" });
-}
-
-function newsButton(n, show) {
-  return h("p", { class: "news", key: "news" }, button(t("audit.news", { n }), show, { kind: "primary" }));
+  return button(t("audit.news", { n: state.held.size }), show, { kind: "primary" });
 }
 
 // Back at the top, what was held is shown.
@@ -118,7 +106,7 @@ function watchScrolling({ state, signal, reload }) {
   if (state.watched === signal) return;
   state.watched = signal;
   const scrolled = () => {
-    if (state.held.size === 0 || !isFollowing(state)) return;
+    if (state.held.size === 0 || !isFollowing()) return;
     state.held = new Set();
     reload();
   };
@@ -170,14 +158,11 @@ function filterForm(params, rows) {
       onchange: ({ currentTarget: { value } }) => change({ [name]: value && new Date(value).getTime() }),
     });
   const actions = new Set(rows.flatMap(({ action }) => [action, `${action.split(".")[0]}.*`]));
-  const type = params.get("entity_type") ?? "";
-  const types = [["", t("app.all")], ...[...new Set([...TYPES, type])].filter(Boolean).map((each) => [each, typeName(each)])];
   return h(
     "form",
     { class: "filters even", role: "search", "aria-label": t("audit.title"), onsubmit: (event) => event.preventDefault() },
     text("action", { list: "audit-actions", placeholder: "task.*" }),
     h("datalist", { id: "audit-actions" }, [...actions].map((value) => h("option", { value }))),
-    field(t("audit.entity_type"), select(types, type, (chosen) => change({ entity_type: chosen }), { id: "audit-entity_type" })),
     text("entity_id"),
     text("actor"),
     moment("since"),

@@ -1,13 +1,12 @@
-// Membridge: its projects with who leads them, its agents, what was pushed and pulled; and the projects that bloomd manages.
+// Membridge: its projects with who leads them, what was pushed and pulled; and the projects that bloomd manages.
 
 import { Problem, api, settle } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
 import { known, t } from "../i18n.js";
 import { badge, button, card, facts, link, pager, problemBox, table } from "../ui.js";
-import { create } from "./managed.js";
 import { asked, column, count, isCanonical, leadership, list, memory, moment, unknown } from "./plane.js";
-import { loadProject, renderProject } from "./project.js";
+import { create, loadProject, renderProject } from "./project.js";
 
 // Of so many projects the nodes are compared here, and of each not more often than this.
 const COMPARED = 20;
@@ -51,7 +50,6 @@ async function all({ state }) {
   const said = await settle({
     health: api.get("/membridge/health"),
     projects: list("projects", "projects"),
-    agents: list("agents", "agents"),
     jobs: list("jobs", "jobs", { limit: 20 }),
   });
   const compared = (state.compared ??= {});
@@ -88,7 +86,7 @@ function overview({ config, managed, params }, { state }) {
       h("div", { class: "bar" }, h("h2", {}, t("membridge.managed")), button(t("membridge.create"), create)),
       managed instanceof Problem ? problemBox(managed) : [managedTable(managed.rows), pager("membridge", params, managed.next)],
     ),
-    !isMissing && [part("membridge.agents", "agents", agents), part("membridge.jobs", "jobs", jobs)],
+    !isMissing && part("membridge.jobs", "jobs", jobs),
   ];
 }
 
@@ -98,7 +96,7 @@ function connection(health, { membridge_server_url: url }) {
     [t("membridge.url"), unknown(url)],
     [t("membridge.version"), unknown(health?.version)],
     [t("membridge.projects"), count(health?.projects)],
-    [t("membridge.agents"), count(health?.agents)],
+    [t("membridge.agents"), link(count(health?.agents), "workers")],
   ]);
 }
 
@@ -133,21 +131,6 @@ function managedTable(rows) {
       column("membridge.primary", (project) => project.primary_node_id ?? "–"),
       column("membridge.updated", (project) => time(project.updated_at)),
       column("membridge.error", (project) => project.error_message ?? "–"),
-    ],
-  });
-}
-
-function agents(rows) {
-  return table({
-    caption: t("membridge.agents"),
-    rows,
-    rowKey: (agent) => agent.name,
-    columns: [
-      column("membridge.name", ({ name }) => unknown(name, (worker) => link(worker, "workers", { worker }))),
-      column("membridge.state", ({ status }) => unknown(status, badge)),
-      column("membridge.seen", (agent) => moment(agent.last_seen)),
-      column("membridge.version", (agent) => unknown(agent.agent_version)),
-      column("membridge.url", (agent) => unknown(agent.url)),
     ],
   });
 }
