@@ -83,6 +83,9 @@ def test_a_large_fleet_is_drawn_a_part_at_a_time(api, site, open_page):
     expect(page.locator("tbody tr td:first-child").nth(1)).to_have_text("node-2")
     press(page, "Show more")
     expect(page.locator("tbody tr")).to_have_count(120)
+    page.get_by_label("Name, address or system").fill("node-11")
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_contain_text("Shown: 11 of 120.")
 
 
 def test_a_worker_is_held_back_by_keyboard(fleet, open_page):

@@ -69,6 +69,7 @@ function fleet({ rows, next }, context) {
   const { params, state, redraw } = context;
   const found = rows.filter((worker) => fits(worker, params));
   const shown = found.slice(0, (state.shown ??= SHOWN));
+  const of = shown.length < found.length ? found : rows;
   const more = () => {
     state.shown += SHOWN;
     redraw();
@@ -84,7 +85,7 @@ function fleet({ rows, next }, context) {
     rows.length === 0 ? h("p", { class: "empty", key: "none" }, t("workers.none")) : filters(rows, context),
     rows.length > 0 && found.length === 0 && h("p", { class: "empty", key: "nothing" }, t("app.nothing")),
     found.length > 0 && (viewOf(params) === "cards" ? cards(shown, context) : list(shown, context)),
-    h("p", { role: "status", key: "count" }, shown.length < rows.length && t("workers.shown", { n: shown.length, all: rows.length })),
+    h("p", { role: "status", key: "count" }, shown.length < of.length && t("workers.shown", { n: shown.length, all: of.length })),
     found.length > shown.length && button(t("workers.more"), more, { key: "more" }),
     (next || params.get("cursor")) && h("p", { key: "part" }, t("workers.part", { n: rows.length })),
     pager("workers", params, next),
