@@ -95,17 +95,17 @@ def test_a_node_is_promoted_when_that_is_confirmed(api, plane, open_page):
     page = open_page(f"membridge?project={LED}")
     expect(fact(page, "Epoch")).to_have_text("4")
     expect(fact(page, "Until")).to_contain_text("in 29 min")
-    page.get_by_role("button", name="Promote to primary: n2").click()
+    page.get_by_role("button", name="Promote: n2").click()
     expect(page.get_by_role("dialog")).to_contain_text("primary of led, under a new epoch. Now: n1, epoch 4.")
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert plane.primary[LED] == "n1"
-    page.get_by_role("button", name="Promote to primary: n2").click()
+    page.get_by_role("button", name="Promote: n2").click()
     page.get_by_label("For how long").select_option("28800")
     leading.update(preferred_primary="n2", epoch=5)
-    press(page, "Promote to primary")
+    press(page, "Promote")
     expect(page.get_by_text("n2 is the primary now")).to_be_visible()
     expect(fact(page, "Primary")).to_have_text("n2")
-    expect(page.get_by_role("button", name="Stay primary: n2")).to_be_visible()
+    expect(page.get_by_role("button", name="Extend: n2")).to_be_visible()
     [sent] = [request.json for request in plane.requests if request.method == "POST"]
     assert sent == {"primary_node_id": "n2", "lease_seconds": 28800}
     [entry] = api.get("/api/runtime/audit", params={"action": "membridge.promoted"}).json()
