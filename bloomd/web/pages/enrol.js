@@ -5,7 +5,7 @@ import { h } from "../dom.js";
 import { exact } from "../format.js";
 import { t } from "../i18n.js";
 import { go } from "../router.js";
-import { copyButton, dialog, field, formDialog, toast } from "../ui.js";
+import { field, formDialog, showSecret, toast } from "../ui.js";
 import { path, readLabels } from "./fleet.js";
 
 // --- By itself
@@ -29,12 +29,8 @@ function showCommand({ worker, code, expires_at: until }, { labels, most }, { pu
   const query = new URLSearchParams([["code", code], ...labels.map((label) => ["label", label]), ["max_concurrency", most]]);
   const base = (server ?? location.origin).replace(/\/+$/, "").replaceAll("'", "%27");
   const command = `curl -fsS '${base}/api/runtime/agent-install-script?${query}' | sh`;
-  return dialog(`${t("workers.install")}: ${worker}`, (close) => [
-    server === null && h("p", { class: "wrong", role: "alert" }, t("workers.noPublicUrl")),
-    h("p", {}, t("workers.command", { until: exact(until) })),
-    h("pre", { class: "secret", tabindex: "0" }, command),
-    h("div", { class: "actions" }, copyButton(command), h("button", { type: "button", class: "primary", onclick: () => close() }, t("app.close"))),
-  ]);
+  const warning = server === null && h("strong", { class: "wrong" }, t("workers.noPublicUrl"), " ");
+  return showSecret(`${t("workers.install")}: ${worker}`, [warning, t("workers.command", { until: exact(until) })], command);
 }
 
 // --- By hand
@@ -80,7 +76,7 @@ async function isKnown(name) {
 
 function nameField(value) {
   const input = h("input", { name: "name", required: true, maxlength: 128, value, autocomplete: "off", spellcheck: "false", autofocus: true });
-  return field(t("keys.name"), input, { hint: t("workers.nameHint") });
+  return field(t("keys.name"), input);
 }
 
 function concurrencyField() {
