@@ -28,7 +28,7 @@ export function onUnauthorized(handler) {
 
 async function request(method, path, { body, query, signal, timeout = TIMEOUT_MS } = {}) {
   const search = new URLSearchParams(Object.entries(query ?? {}).filter(([, value]) => value !== "" && value != null));
-  let response;
+  let response, text;
   try {
     response = await fetch(`${BASE}${path}${search.size ? `?${search}` : ""}`, {
       method,
@@ -37,25 +37,30 @@ async function request(method, path, { body, query, signal, timeout = TIMEOUT_MS
       signal: AbortSignal.any([AbortSignal.timeout(timeout), ...(signal ? [signal] : [])]),
       cache: "no-store",
     });
+    text = await response.text();
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Problem(0, { type: error.name === "TimeoutError" ? "timeout" : "unreachable", detail: error.message });
   }
   const date = Date.parse(response.headers.get("date") ?? "");
   if (date) clockOffset = Math.abs(date - Date.now()) < 2000 ? 0 : date - Date.now();
-  const text = await response.text();
-  let said;
-  try {
-    said = text ? JSON.parse(text) : null;
-  } catch {
-    said = { detail: text.slice(0, 300) }; // a proxy's own page
-  }
-  if (response.ok) return { said, response };
+  const said = parsed(text);
+  if (response.ok && said !== undefined) return { said, response };
   // Membridge may refuse the key that this server has for it: that says nothing of who is signed in here.
   const theirs = response.status === 401 && path.startsWith("/membridge/") && !String(said?.type).startsWith(OURS);
-  const problem = new Problem(theirs ? 502 : response.status, said ?? {});
+  // What is no JSON is a proxy's own page, also where it calls it a success.
+  const problem = new Problem(theirs || response.ok ? 502 : response.status, said ?? (text ? { detail: text.slice(0, 300) } : {}));
   if (problem.status === 401 && !(method === "POST" && path === "/runtime/session")) unauthorized(problem);
   throw problem;
+}
+
+// What the server said; undefined when it is no JSON.
+function parsed(text) {
+  try {
+    return text ? JSON.parse(text) : null;
+  } catch {
+    return undefined;
+  }
 }
 
 export const api = {

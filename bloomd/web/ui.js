@@ -98,10 +98,10 @@ export function select(options, value, onchange, attributes = {}) {
 
 // A list as a table, which a narrow screen shows as cards. columns: [{title, cell(row), number}]; rows have a key.
 export function table({ caption, columns, rows, rowKey = (row) => row.id, empty, current }) {
-  if (rows.length === 0) return h("p", { class: "empty", key: "empty" }, empty ?? t("app.nothing"));
+  if (rows.length === 0) return h("p", { class: "empty", key: caption }, empty ?? t("app.nothing"));
   return h(
     "div",
-    { class: "scroll", key: "table", tabindex: "0", role: "region", "aria-label": caption },
+    { class: "scroll", key: caption, tabindex: "0", role: "region", "aria-label": caption },
     h(
       "table",
       {},
