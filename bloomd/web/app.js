@@ -46,225 +46,225 @@ let due = 0;
 let unsettled = false;
 
 const live = new Live({
-  onEvent: (type, entry) => {
-    const page = PAGES[state.page];
-    if (!page || !(type === "reset" || page.types.includes(type))) return;
-    if (page.onEvent?.(type, entry, state.context) === true) return;
-    unsettled = true;
-    schedule(SOON_MS);
-  },
-  onState: frame,
-  onClosed: () => askSession().catch(() => {}),
+	onEvent: (type, entry) => {
+		const page = PAGES[state.page];
+		if (!page || !(type === "reset" || page.types.includes(type))) return;
+		if (page.onEvent?.(type, entry, state.context) === true) return;
+		unsettled = true;
+		schedule(SOON_MS);
+	},
+	onState: frame,
+	onClosed: () => askSession().catch(() => {}),
 });
 
 // --- What is asked, and when
 
 function schedule(ms) {
-  if (due || paused || document.hidden) return;
-  const wait = Math.max(ms, state.loadedAt + REST_MS - Date.now());
-  due = setTimeout(() => {
-    due = 0;
-    load();
-  }, wait);
+	if (due || paused || document.hidden) return;
+	const wait = Math.max(ms, state.loadedAt + REST_MS - Date.now());
+	due = setTimeout(() => {
+		due = 0;
+		load();
+	}, wait);
 }
 
 async function load() {
-  const context = state.context;
-  if (!context) return;
-  clearTimeout(due);
-  due = 0;
-  state.loadedAt = Date.now();
-  if (unsettled) schedule(SETTLE_MS);
-  unsettled = false;
-  try {
-    const data = await PAGES[state.page].load(context);
-    if (context !== state.context) return;
-    Object.assign(state, { data, problem: null });
-  } catch (error) {
-    if (context !== state.context || context.signal.aborted) return;
-    if (!(error instanceof Problem)) throw error;
-    if (error.status === 401) return;
-    state.problem = error;
-  }
-  draw();
+	const context = state.context;
+	if (!context) return;
+	clearTimeout(due);
+	due = 0;
+	state.loadedAt = Date.now();
+	if (unsettled) schedule(SETTLE_MS);
+	unsettled = false;
+	try {
+		const data = await PAGES[state.page].load(context);
+		if (context !== state.context) return;
+		Object.assign(state, { data, problem: null });
+	} catch (error) {
+		if (context !== state.context || context.signal.aborted) return;
+		if (!(error instanceof Problem)) throw error;
+		if (error.status === 401) return;
+		state.problem = error;
+	}
+	draw();
 }
 
 function open() {
-  const { page, params } = here();
-  if (!state.session) return showSignIn();
-  if (!(page in PAGES)) return go("overview");
-  visit.abort();
-  visit = new AbortController();
-  const stays = page === state.page;
-  Object.assign(state, { page, params, problem: null, data: stays ? state.data : null });
-  const own = stays ? state.context.state : {};
-  state.context = { params, session: state.session, signal: visit.signal, state: own, reload: load, redraw: draw };
-  if (!stays) {
-    draw();
-    document.getElementById("main").focus({ preventScroll: true });
-    scrollTo(0, 0);
-  }
-  return load();
+	const { page, params } = here();
+	if (!state.session) return showSignIn();
+	if (!(page in PAGES)) return go("overview");
+	visit.abort();
+	visit = new AbortController();
+	const stays = page === state.page;
+	Object.assign(state, { page, params, problem: null, data: stays ? state.data : null });
+	const own = stays ? state.context.state : {};
+	state.context = { params, session: state.session, signal: visit.signal, state: own, reload: load, redraw: draw };
+	if (!stays) {
+		draw();
+		document.getElementById("main").focus({ preventScroll: true });
+		scrollTo(0, 0);
+	}
+	return load();
 }
 
 setInterval(() => {
-  renewTimes();
-  if (document.hidden || paused || !state.context) return;
-  const patience = live.state === "live" ? NET_MS : POLL_MS;
-  if (Date.now() - state.loadedAt >= Math.min(patience, PAGES[state.page].every ?? patience)) load();
+	renewTimes();
+	if (document.hidden || paused || !state.context) return;
+	const patience = live.state === "live" ? NET_MS : POLL_MS;
+	if (Date.now() - state.loadedAt >= Math.min(patience, PAGES[state.page].every ?? patience)) load();
 }, 1000);
 
 // --- Who is signed in
 
 async function askSession() {
-  const session = await api.get("/runtime/session");
-  if (session.actor !== null) state.session = session;
-  else signedOut(state.session !== null);
+	const session = await api.get("/runtime/session");
+	if (session.actor !== null) state.session = session;
+	else signedOut(state.session !== null);
 }
 
 function signedOut(expired) {
-  Object.assign(state, { session: null, page: null, context: null, data: null, problem: null, expired });
-  visit.abort();
-  live.stop();
-  document.querySelectorAll("dialog").forEach((each) => each.close());
-  showSignIn();
+	Object.assign(state, { session: null, page: null, context: null, data: null, problem: null, expired });
+	visit.abort();
+	live.stop();
+	document.querySelectorAll("dialog").forEach((each) => each.close());
+	showSignIn();
 }
 
 function showSignIn() {
-  frame();
-  patch(
-    document.getElementById("main"),
-    signIn({
-      expired: state.expired,
-      signedIn: (session) => {
-        Object.assign(state, { session, expired: false });
-        begin();
-      },
-    }),
-  );
+	frame();
+	patch(
+		document.getElementById("main"),
+		signIn({
+			expired: state.expired,
+			signedIn: (session) => {
+				Object.assign(state, { session, expired: false });
+				begin();
+			},
+		}),
+	);
 }
 
 function begin() {
-  frame();
-  live.start();
-  return open();
+	frame();
+	live.start();
+	return open();
 }
 
 async function signOut() {
-  await api.delete("/runtime/session");
-  signedOut(false);
+	await api.delete("/runtime/session");
+	signedOut(false);
 }
 
 // --- What is shown
 
 function draw() {
-  frame();
-  const page = PAGES[state.page];
-  const { data, problem, context } = state;
-  const main = document.getElementById("main");
-  const isInside = main.contains(document.activeElement);
-  patch(
-    main,
-    problem && h("div", { key: "problem" }, data && h("p", { class: "stale" }, t("app.stale")), problemBox(problem, load)),
-    data === null
-      ? [h("h1", { key: "title" }, page.title()), !problem && h("p", { key: "loading", class: "empty" }, t("app.loading"))]
-      : h("div", { key: `page-${state.page}`, class: problem ? "page old" : "page" }, page.render(data, context)),
-  );
-  // What had the focus may be gone: then that begins at the content anew, not at the top of the window.
-  if (isInside && document.activeElement === document.body) main.focus({ preventScroll: true });
+	frame();
+	const page = PAGES[state.page];
+	const { data, problem, context } = state;
+	const main = document.getElementById("main");
+	const isInside = main.contains(document.activeElement);
+	patch(
+		main,
+		problem && h("div", { key: "problem" }, data && h("p", { class: "stale" }, t("app.stale")), problemBox(problem, load)),
+		data === null
+			? [h("h1", { key: "title" }, page.title()), !problem && h("p", { key: "loading", class: "empty" }, t("app.loading"))]
+			: h("div", { key: `page-${state.page}`, class: problem ? "page old" : "page" }, page.render(data, context)),
+	);
+	// What had the focus may be gone: then that begins at the content anew, not at the top of the window.
+	if (isInside && document.activeElement === document.body) main.focus({ preventScroll: true });
 }
 
 // What stays there all the time, for each part of it to be patched by itself.
 function skeleton() {
-  const main = h("main", { id: "main", tabindex: "-1" });
-  const skip = (event) => {
-    event.preventDefault();
-    main.focus();
-  };
-  document.body.append(
-    h("a", { id: "skip", class: "skip", href: "#main", onclick: skip }),
-    h("header", { id: "head", class: "head" }),
-    h("div", { id: "notice" }),
-    main,
-    h("div", { id: "toasts", role: "status", "aria-live": "polite" }),
-  );
+	const main = h("main", { id: "main", tabindex: "-1" });
+	const skip = (event) => {
+		event.preventDefault();
+		main.focus();
+	};
+	document.body.append(
+		h("a", { id: "skip", class: "skip", href: "#main", onclick: skip }),
+		h("header", { id: "head", class: "head" }),
+		h("div", { id: "notice" }),
+		main,
+		h("div", { id: "toasts", role: "status", "aria-live": "polite" }),
+	);
 }
 
 function frame() {
-  const { page, session } = state;
-  const part = (id, ...children) => patch(document.getElementById(id), ...children);
-  document.documentElement.lang = language;
-  document.title = [PAGES[page]?.title(), session?.node, t("app.name")].filter(Boolean).join(" · ");
-  part("skip", t("app.skip"));
-  part(
-    "head",
-    h("a", { class: "brand", href: href("overview") }, h("span", { class: "bloom", "aria-hidden": "true" }), t("app.name")),
-    h(
-      "nav",
-      { "aria-label": t("app.menu") },
-      session &&
-        Object.entries(PAGES).map(([name, { title }]) =>
-          h("a", { href: href(name), "aria-current": name === page ? "page" : null }, title()),
-        ),
-    ),
-    h("div", { class: "tools" }, session && liveTools(), languages(), session?.authentication === "on" && signOutButton()),
-  );
-  part("notice", session?.authentication === "off" && h("p", { class: "notice", role: "status" }, t("app.open")));
+	const { page, session } = state;
+	const part = (id, ...children) => patch(document.getElementById(id), ...children);
+	document.documentElement.lang = language;
+	document.title = [PAGES[page]?.title(), session?.node, t("app.name")].filter(Boolean).join(" · ");
+	part("skip", t("app.skip"));
+	part(
+		"head",
+		h("a", { class: "brand", href: href("overview") }, h("span", { class: "bloom", "aria-hidden": "true" }), t("app.name")),
+		h(
+			"nav",
+			{ "aria-label": t("app.menu") },
+			session &&
+				Object.entries(PAGES).map(([name, { title }]) =>
+					h("a", { href: href(name), "aria-current": name === page ? "page" : null }, title()),
+				),
+		),
+		h("div", { class: "tools" }, session && liveTools(), languages(), session?.authentication === "on" && signOutButton()),
+	);
+	part("notice", session?.authentication === "off" && h("p", { class: "notice", role: "status" }, t("app.open")));
 }
 
 function signOutButton() {
-  return button(t("app.signOut"), signOut, { title: t("app.signedIn", { actor: state.session.actor }) });
+	return button(t("app.signOut"), signOut, { title: t("app.signedIn", { actor: state.session.actor }) });
 }
 
 function liveTools() {
-  const shown = paused ? "paused" : live.state;
-  return [
-    h("span", { class: "live", role: "status" }, badge(shown, t(`app.live.${shown}`))),
-    button(paused ? t("app.resume") : t("app.pause"), pause, { title: paused ? t("app.resumeTitle") : t("app.pauseTitle") }),
-  ];
+	const shown = paused ? "paused" : live.state;
+	return [
+		h("span", { class: "live", role: "status" }, badge(shown, t(`app.live.${shown}`))),
+		button(paused ? t("app.resume") : t("app.pause"), pause, { title: paused ? t("app.resumeTitle") : t("app.pauseTitle") }),
+	];
 }
 
 function languages() {
-  return select(Object.entries(LANGUAGES), language, relabel, { "aria-label": t("app.language"), class: "language" });
+	return select(Object.entries(LANGUAGES), language, relabel, { "aria-label": t("app.language"), class: "language" });
 }
 
 function relabel(next) {
-  choose(next);
-  if (state.session) draw();
-  else showSignIn();
+	choose(next);
+	if (state.session) draw();
+	else showSignIn();
 }
 
 function pause() {
-  paused = !paused;
-  if (paused) live.stop();
-  else {
-    live.start();
-    load();
-  }
-  setTimeout(frame); // when the button is busy no more, or it would keep its label
+	paused = !paused;
+	if (paused) live.stop();
+	else {
+		live.start();
+		load();
+	}
+	setTimeout(frame); // when the button is busy no more, or it would keep its label
 }
 
 addEventListener("hashchange", open);
 document.addEventListener("visibilitychange", () => {
-  // A browser has few connections for all its tabs: one that nobody looks at holds none.
-  if (!state.session || paused) return;
-  if (document.hidden) live.stop("connecting");
-  else live.start();
+	// A browser has few connections for all its tabs: one that nobody looks at holds none.
+	if (!state.session || paused) return;
+	if (document.hidden) live.stop("connecting");
+	else live.start();
 });
 // What no page has dealt with is said all the same.
 addEventListener("unhandledrejection", ({ reason }) => {
-  if (reason instanceof Problem) toast(`${whatFailed(reason)} ${reason.message}`, { kind: "bad" });
+	if (reason instanceof Problem) toast(`${whatFailed(reason)} ${reason.message}`, { kind: "bad" });
 });
 onUnauthorized(() => state.session && signedOut(true));
 
 async function start() {
-  try {
-    await askSession();
-    if (state.session) begin();
-  } catch (error) {
-    patch(document.getElementById("main"), problemBox(error, start));
-    setTimeout(start, POLL_MS);
-  }
+	try {
+		await askSession();
+		if (state.session) begin();
+	} catch (error) {
+		patch(document.getElementById("main"), problemBox(error, start));
+		setTimeout(start, POLL_MS);
+	}
 }
 
 skeleton();

@@ -16,39 +16,39 @@ const CHOICE = "bloomd.language";
 export let language = chosen();
 
 function chosen() {
-  const wanted = [localStorage.getItem(CHOICE), ...navigator.languages.map((each) => each.slice(0, 2))];
-  return wanted.find((each) => each in LANGUAGES) ?? "en";
+	const wanted = [localStorage.getItem(CHOICE), ...navigator.languages.map((each) => each.slice(0, 2))];
+	return wanted.find((each) => each in LANGUAGES) ?? "en";
 }
 
 export function choose(next) {
-  localStorage.setItem(CHOICE, next);
-  language = next;
+	localStorage.setItem(CHOICE, next);
+	language = next;
 }
 
 // The words for a key such as "tasks.title", with {names} filled in. A text may differ by number: {one, few, many, other},
 // chosen by the parameter n.
 export function t(key, params = {}) {
-  const [part, ...rest] = key.split(".");
-  let text = CATALOGUES[part]?.[language]?.[rest.join(".")];
-  if (text === undefined) throw new Error(`no words for ${key} in ${language}`);
-  if (typeof text === "object") text = text[formatter(Intl.PluralRules).select(params.n)] ?? text.other;
-  return text.replace(/\{(\w+)\}/g, (_, name) => (typeof params[name] === "number" ? number(params[name]) : (params[name] ?? "")));
+	const [part, ...rest] = key.split(".");
+	let text = CATALOGUES[part]?.[language]?.[rest.join(".")];
+	if (text === undefined) throw new Error(`no words for ${key} in ${language}`);
+	if (typeof text === "object") text = text[formatter(Intl.PluralRules).select(params.n)] ?? text.other;
+	return text.replace(/\{(\w+)\}/g, (_, name) => (typeof params[name] === "number" ? number(params[name]) : (params[name] ?? "")));
 }
 
 // The same where there may be none: of what the server names and may name anew.
 export function known(key, fallback) {
-  const [part, ...rest] = key.split(".");
-  return rest.join(".") in (CATALOGUES[part]?.[language] ?? {}) ? t(key) : fallback;
+	const [part, ...rest] = key.split(".");
+	return rest.join(".") in (CATALOGUES[part]?.[language] ?? {}) ? t(key) : fallback;
 }
 
 export function number(value, options) {
-  return formatter(Intl.NumberFormat, options).format(value);
+	return formatter(Intl.NumberFormat, options).format(value);
 }
 
 // To make one takes longer than to format hundreds of values with it.
 const made = new Map();
 export function formatter(Kind, options) {
-  const key = `${Kind.name} ${language} ${JSON.stringify(options)}`;
-  if (!made.has(key)) made.set(key, new Kind(language, options));
-  return made.get(key);
+	const key = `${Kind.name} ${language} ${JSON.stringify(options)}`;
+	if (!made.has(key)) made.set(key, new Kind(language, options));
+	return made.get(key);
 }

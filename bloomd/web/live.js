@@ -12,51 +12,51 @@ const BLOCKED_MS = 6000;
 const RETRY_MS = 5000;
 
 export class Live {
-  #source = null;
-  #timer = 0;
-  #state = "connecting";
+	#source = null;
+	#timer = 0;
+	#state = "connecting";
 
-  // onEvent(type, entry), onState(state), onClosed(): the server has refused the stream, maybe for want of a session.
-  constructor({ onEvent, onState, onClosed }) {
-    Object.assign(this, { onEvent, onState, onClosed });
-  }
+	// onEvent(type, entry), onState(state), onClosed(): the server has refused the stream, maybe for want of a session.
+	constructor({ onEvent, onState, onClosed }) {
+		Object.assign(this, { onEvent, onState, onClosed });
+	}
 
-  get state() {
-    return this.#state;
-  }
+	get state() {
+		return this.#state;
+	}
 
-  start() {
-    this.stop("connecting");
-    const source = (this.#source = new EventSource(`/api/runtime/events`));
-    this.#timer = setTimeout(() => this.#become("polling"), BLOCKED_MS);
-    source.onopen = () => {
-      clearTimeout(this.#timer);
-      // What has changed while there was no stream is not told any more.
-      if (this.#state !== "live") this.onEvent("reset", null);
-      this.#become("live");
-    };
-    source.onerror = () => {
-      clearTimeout(this.#timer);
-      if (this.#state === "live" || this.#state === "connecting") this.#become("reconnecting");
-      if (source.readyState === EventSource.CLOSED) {
-        this.onClosed();
-        this.#timer = setTimeout(() => this.start(), RETRY_MS);
-      } else this.#timer = setTimeout(() => this.#become("polling"), BLOCKED_MS);
-    };
-    for (const type of TYPES)
-      source.addEventListener(type, (event) => this.onEvent(type, type === "reset" ? null : JSON.parse(event.data)));
-  }
+	start() {
+		this.stop("connecting");
+		const source = (this.#source = new EventSource(`/api/runtime/events`));
+		this.#timer = setTimeout(() => this.#become("polling"), BLOCKED_MS);
+		source.onopen = () => {
+			clearTimeout(this.#timer);
+			// What has changed while there was no stream is not told any more.
+			if (this.#state !== "live") this.onEvent("reset", null);
+			this.#become("live");
+		};
+		source.onerror = () => {
+			clearTimeout(this.#timer);
+			if (this.#state === "live" || this.#state === "connecting") this.#become("reconnecting");
+			if (source.readyState === EventSource.CLOSED) {
+				this.onClosed();
+				this.#timer = setTimeout(() => this.start(), RETRY_MS);
+			} else this.#timer = setTimeout(() => this.#become("polling"), BLOCKED_MS);
+		};
+		for (const type of TYPES)
+			source.addEventListener(type, (event) => this.onEvent(type, type === "reset" ? null : JSON.parse(event.data)));
+	}
 
-  stop(state = "paused") {
-    clearTimeout(this.#timer);
-    this.#source?.close();
-    this.#source = null;
-    this.#become(state);
-  }
+	stop(state = "paused") {
+		clearTimeout(this.#timer);
+		this.#source?.close();
+		this.#source = null;
+		this.#become(state);
+	}
 
-  #become(state) {
-    if (state === this.#state) return;
-    this.#state = state;
-    this.onState(state);
-  }
+	#become(state) {
+		if (state === this.#state) return;
+		this.#state = state;
+		this.onState(state);
+	}
 }

@@ -34,6 +34,7 @@ from servers import PostgresServer
 from tools import require
 
 AGENT_KEY = "the-agent-key-of-the-tests"
+SESSION_SECRET = "the-session-secret-of-the-tests"
 
 # For what shall be seen: the machine may be busy with other things.
 PATIENCE_MS = 20_000
@@ -119,7 +120,7 @@ def start_site(postgres_server: PostgresServer) -> Callable[..., Any]:
 @pytest.fixture(scope="package")
 def site(start_site: Callable[..., Any]) -> Iterator[Bloomd]:
     """The daemon of all tests that need none of their own."""
-    with start_site(membridge__agent_key=AGENT_KEY) as bloomd:
+    with start_site(membridge__agent_key=AGENT_KEY, http__session_secret=SESSION_SECRET) as bloomd:
         yield bloomd
 
 
@@ -131,6 +132,15 @@ def sign_in(site: Bloomd) -> str:
         return answer.cookies["bloomd"]
 
 
+def empty(site: Bloomd) -> None:
+    with psycopg.connect(site.settings["database.url"], autocommit=True) as connection:
+        # The daemon works meanwhile: its statements lock some of the tables in another order.
+        while True:
+            with suppress(psycopg.errors.DeadlockDetected):
+                connection.execute(EMPTY)
+                return
+
+
 @pytest.fixture(scope="package")
 def session(site: Bloomd) -> str:
     """The cookie with which tests are signed in to the common daemon. Sign out only with another one."""
@@ -140,12 +150,8 @@ def session(site: Bloomd) -> str:
 @pytest.fixture
 def api(site: Bloomd) -> httpx.Client:
     """A client with the key, on a database that is empty again."""
-    with psycopg.connect(site.settings["database.url"], autocommit=True) as connection:
-        # The daemon works meanwhile: its statements lock some of the tables in another order.
-        while True:
-            with suppress(psycopg.errors.DeadlockDetected):
-                connection.execute(EMPTY)
-                return site.http
+    empty(site)
+    return site.http
 
 
 @pytest.fixture

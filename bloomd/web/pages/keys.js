@@ -7,45 +7,45 @@ import { t } from "../i18n.js";
 import { act, button, confirm, field, formDialog, pager, showSecret, table } from "../ui.js";
 
 export const keys = {
-  title: () => t("keys.title"),
-  types: ["audit"],
+	title: () => t("keys.title"),
+	types: ["audit"],
 
-  load: ({ params }) => api.list("/runtime/keys", { cursor: params.get("cursor") }),
+	load: ({ params }) => api.list("/runtime/keys", { cursor: params.get("cursor") }),
 
-  render: ({ rows, next }, { params, session, reload }) => [
-    h("header", { class: "bar" }, h("h1", {}, t("keys.title")), button(t("keys.add"), () => add(reload), { kind: "primary" })),
-    h("p", {}, t("keys.intro")),
-    table({
-      caption: t("keys.title"),
-      rowKey: (key) => key.name,
-      empty: t("keys.none"),
-      rows,
-      columns: [
-        { title: t("keys.name"), cell: (key) => [key.name, key.name === session.actor && h("small", {}, ` ${t("keys.own")}`)] },
-        { title: t("keys.created"), cell: (key) => time(key.created_at) },
-        { title: t("keys.by"), cell: (key) => key.created_by },
-        { title: t("keys.used"), cell: (key) => time(key.last_used_at, t("keys.never")) },
-        { title: t("app.actions"), cell: (key) => button(t("keys.remove"), () => remove(key, session, reload), { kind: "danger", name: `${t("keys.remove")}: ${key.name}` }) },
-      ],
-    }),
-    pager("keys", params, next),
-  ],
+	render: ({ rows, next }, { params, session, reload }) => [
+		h("header", { class: "bar" }, h("h1", {}, t("keys.title")), button(t("keys.add"), () => add(reload), { kind: "primary" })),
+		h("p", {}, t("keys.intro")),
+		table({
+			caption: t("keys.title"),
+			rowKey: (key) => key.name,
+			empty: t("keys.none"),
+			rows,
+			columns: [
+				{ title: t("keys.name"), cell: (key) => [key.name, key.name === session.actor && h("small", {}, ` ${t("keys.own")}`)] },
+				{ title: t("keys.created"), cell: (key) => time(key.created_at) },
+				{ title: t("keys.by"), cell: (key) => key.created_by },
+				{ title: t("keys.used"), cell: (key) => time(key.last_used_at, t("keys.never")) },
+				{ title: t("app.actions"), cell: (key) => button(t("keys.remove"), () => remove(key, session, reload), { kind: "danger", name: `${t("keys.remove")}: ${key.name}` }) },
+			],
+		}),
+		pager("keys", params, next),
+	],
 };
 
 async function add(reload) {
-  const made = await formDialog(t("keys.add"), {
-    intro: t("keys.addIntro"),
-    fields: () => field(t("keys.name"), h("input", { name: "name", required: true, maxlength: 64, autocomplete: "off", autofocus: true }), { hint: t("keys.nameHint") }),
-    submit: (form) => api.post("/runtime/keys", { name: form.get("name") }),
-  });
-  if (!made) return;
-  reload();
-  await showSecret(t("keys.made", { name: made.name }), t("keys.once"), made.secret);
+	const made = await formDialog(t("keys.add"), {
+		intro: t("keys.addIntro"),
+		fields: () => field(t("keys.name"), h("input", { name: "name", required: true, maxlength: 64, autocomplete: "off", autofocus: true }), { hint: t("keys.nameHint") }),
+		submit: (form) => api.post("/runtime/keys", { name: form.get("name") }),
+	});
+	if (!made) return;
+	reload();
+	await showSecret(t("keys.made", { name: made.name }), t("keys.once"), made.secret);
 }
 
 async function remove(key, session, reload) {
-  const own = key.name === session.actor;
-  if (!(await confirm(t("keys.removeTitle", { name: key.name }), t(own ? "keys.removeOwn" : "keys.removeWhat"), { action: t("keys.remove") }))) return;
-  await act(() => api.delete(`/runtime/keys/${encodeURIComponent(key.name)}`), ({ authentication }) => t(authentication === "off" ? "keys.removedLast" : "keys.removed", { name: key.name }));
-  reload();
+	const own = key.name === session.actor;
+	if (!(await confirm(t("keys.removeTitle", { name: key.name }), t(own ? "keys.removeOwn" : "keys.removeWhat"), { action: t("keys.remove") }))) return;
+	await act(() => api.delete(`/runtime/keys/${encodeURIComponent(key.name)}`), ({ authentication }) => t(authentication === "off" ? "keys.removedLast" : "keys.removed", { name: key.name }));
+	reload();
 }

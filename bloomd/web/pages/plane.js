@@ -12,65 +12,65 @@ const PATIENCE_MS = 1500;
 
 // Ask for several things; what came of it is in state.said[name], at once or later, with a problem in place of what failed.
 export async function asked({ state, signal, redraw }, name, ask) {
-  state.said ??= {};
-  state.asking ??= {};
-  const asking = (state.asking[name] ??= ask().finally(() => delete state.asking[name]));
-  const keep = (said) => {
-    state.said[name] = said;
-    if (!signal.aborted) redraw();
-  };
-  await Promise.race([asking.then(keep, () => {}), new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
+	state.said ??= {};
+	state.asking ??= {};
+	const asking = (state.asking[name] ??= ask().finally(() => delete state.asking[name]));
+	const keep = (said) => {
+		state.said[name] = said;
+		if (!signal.aborted) redraw();
+	};
+	await Promise.race([asking.then(keep, () => {}), new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
 }
 
 // A list, which some wrap in an object.
 export async function list(path, name, query) {
-  const said = await api.get(`/membridge/${path}`, query);
-  const rows = Array.isArray(said) ? said : said?.[name];
-  if (!Array.isArray(rows)) throw new Problem(502, { detail: t("membridge.strange", { what: path }) });
-  return rows.filter((row) => row && typeof row === "object");
+	const said = await api.get(`/membridge/${path}`, query);
+	const rows = Array.isArray(said) ? said : said?.[name];
+	if (!Array.isArray(rows)) throw new Problem(502, { detail: t("membridge.strange", { what: path }) });
+	return rows.filter((row) => row && typeof row === "object");
 }
 
 export function isCanonical(id) {
-  return /^[0-9a-f]{16}$/.test(id ?? "");
+	return /^[0-9a-f]{16}$/.test(id ?? "");
 }
 
 // Who leads a project, and its nodes: {leader, nodes}, or {problem}, or all of it when only who leads is not to be had.
 export async function leadership(canonicalId) {
-  const path = `projects/${canonicalId}`;
-  const { leader } = await settle({ leader: api.get(`/membridge/${path}/leadership`) });
-  const problem = leader instanceof Problem ? leader : null;
-  const known = problem ? {} : (leader ?? {});
-  const { nodes } = Array.isArray(known.nodes) ? known : await settle({ nodes: list(`${path}/nodes`, "nodes") });
-  if (nodes instanceof Problem) return { problem: problem ?? nodes };
-  const primary = known.preferred_primary ?? known.primary_node_id ?? nodes.find(({ role }) => role === "primary")?.node_id;
-  return { problem, leader: { ...known, primary, epoch: known.epoch ?? known.term }, nodes };
+	const path = `projects/${canonicalId}`;
+	const { leader } = await settle({ leader: api.get(`/membridge/${path}/leadership`) });
+	const problem = leader instanceof Problem ? leader : null;
+	const known = problem ? {} : (leader ?? {});
+	const { nodes } = Array.isArray(known.nodes) ? known : await settle({ nodes: list(`${path}/nodes`, "nodes") });
+	if (nodes instanceof Problem) return { problem: problem ?? nodes };
+	const primary = known.preferred_primary ?? known.primary_node_id ?? nodes.find(({ role }) => role === "primary")?.node_id;
+	return { problem, leader: { ...known, primary, epoch: known.epoch ?? known.term }, nodes };
 }
 
 // Whether all nodes of a project remember the same.
 export function memory(nodes) {
-  const known = nodes.map((node) => node.db_sha).filter(Boolean);
-  if (new Set(known).size > 1) return "differs";
-  return known.length && known.length === nodes.length ? "equal" : "unknown";
+	const known = nodes.map((node) => node.db_sha).filter(Boolean);
+	if (new Set(known).size > 1) return "differs";
+	return known.length && known.length === nodes.length ? "equal" : "unknown";
 }
 
 // --- Values that may be missing
 
 export function unknown(value, shown = String) {
-  return [null, undefined, ""].includes(value) ? h("span", { class: "empty" }, t("app.state.unknown")) : shown(value);
+	return [null, undefined, ""].includes(value) ? h("span", { class: "empty" }, t("app.state.unknown")) : shown(value);
 }
 
 export const count = (value) => unknown(value, (known) => (typeof known === "number" ? number(known) : String(known)));
 
 // A moment in epoch seconds, or as text.
 export function moment(value) {
-  const ms = typeof value === "number" ? value * 1000 : Date.parse(value);
-  return unknown(Number.isFinite(ms) ? ms : null, time);
+	const ms = typeof value === "number" ? value * 1000 : Date.parse(value);
+	return unknown(Number.isFinite(ms) ? ms : null, time);
 }
 
 // The digest of a database, short, and whether it is that other one.
 export function digest(sha, other) {
-  const short = () => h("code", { title: sha }, String(sha).slice(0, 10));
-  return h("div", { class: "buttons" }, sha && badge(sha === other ? "equal" : "differs"), unknown(sha, short));
+	const short = () => h("code", { title: sha }, String(sha).slice(0, 10));
+	return h("div", { class: "buttons" }, sha && badge(sha === other ? "equal" : "differs"), unknown(sha, short));
 }
 
 export const column = (key, cell, number = false) => ({ title: t(key), cell, number });

@@ -15,180 +15,180 @@ const WIDTH = 600;
 const ROW = 22;
 
 export async function loadTask({ params, state, signal }) {
-  const id = params.get("task");
-  const path = `/runtime/llm-tasks/${encodeURIComponent(id)}`;
-  const task = await api.get(path, {}, { signal });
-  state.task = task;
-  return {
-    task,
-    ...(await settle({
-      why: task.status === "queued" ? api.get(`${path}/explain`, {}, { signal }) : null,
-      artifacts: api.get("/runtime/artifacts", { task_id: id }, { signal }),
-    })),
-  };
+	const id = params.get("task");
+	const path = `/runtime/llm-tasks/${encodeURIComponent(id)}`;
+	const task = await api.get(path, {}, { signal });
+	state.task = task;
+	return {
+		task,
+		...(await settle({
+			why: task.status === "queued" ? api.get(`${path}/explain`, {}, { signal }) : null,
+			artifacts: api.get("/runtime/artifacts", { task_id: id }, { signal }),
+		})),
+	};
 }
 
 export function renderTask({ task, why, artifacts }, context) {
-  return [
-    head(task, context),
-    why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : reasons(why)),
-    task.error_message && h("div", { class: "problem", key: "error" }, h("strong", {}, t("tasks.error")), h("pre", {}, task.error_message)),
-    card(null, about(task)),
-    task.result && card(t("tasks.result"), result(task.result, task.desired_format, context)),
-    task.history.length > 0 && card(t("tasks.history"), timeline(task.history), attempts(task.history)),
-    card(t("tasks.prompt"), h("pre", { tabindex: "0" }, task.prompt), hints(task.context_hints)),
-    card(t("tasks.artifacts"), artifacts instanceof Problem ? problemBox(artifacts) : files(artifacts)),
-  ];
+	return [
+		head(task, context),
+		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : reasons(why)),
+		task.error_message && h("div", { class: "problem", key: "error" }, h("strong", {}, t("tasks.error")), h("pre", {}, task.error_message)),
+		card(null, about(task)),
+		task.result && card(t("tasks.result"), result(task.result, task.desired_format, context)),
+		task.history.length > 0 && card(t("tasks.history"), timeline(task.history), attempts(task.history)),
+		card(t("tasks.prompt"), h("pre", { tabindex: "0" }, task.prompt), hints(task.context_hints)),
+		card(t("tasks.artifacts"), artifacts instanceof Problem ? problemBox(artifacts) : files(artifacts)),
+	];
 }
 
 function head(task, { params, reload }) {
-  const back = new URLSearchParams(params);
-  back.delete("task");
-  const can = [
-    UNDER_WAY.includes(task.status) && "cancel",
-    (ENDED_BADLY.includes(task.status) || (task.status === "queued" && task.retry_at > now())) && "requeue",
-  ];
-  return h(
-    "header",
-    { class: "bar", key: "head" },
-    h("h1", {}, h("a", { href: href("tasks", back) }, t("tasks.title")), " / ", h("span", { class: "mono" }, task.id)),
-    badge(task.status),
-    progress(task),
-    can.filter(Boolean).map((verb) => button(t(`tasks.${verb}`), () => doTo(task, verb, reload), { key: verb, kind: verb === "cancel" ? "danger" : "" })),
-  );
+	const back = new URLSearchParams(params);
+	back.delete("task");
+	const can = [
+		UNDER_WAY.includes(task.status) && "cancel",
+		(ENDED_BADLY.includes(task.status) || (task.status === "queued" && task.retry_at > now())) && "requeue",
+	];
+	return h(
+		"header",
+		{ class: "bar", key: "head" },
+		h("h1", {}, h("a", { href: href("tasks", back) }, t("tasks.title")), " / ", h("span", { class: "mono" }, task.id)),
+		badge(task.status),
+		progress(task),
+		can.filter(Boolean).map((verb) => button(t(`tasks.${verb}`), () => doTo(task, verb, reload), { key: verb, kind: verb === "cancel" ? "danger" : "" })),
+	);
 }
 
 async function doTo(task, verb, reload) {
-  if (!(await confirm(t(`tasks.${verb}Title`, { n: 1 }), t(`tasks.${verb}What`), { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
-  await act(() => api.post(`/runtime/llm-tasks/${encodeURIComponent(task.id)}/${verb}`), t(`tasks.${verb}Done`, { n: 1 }));
-  reload();
+	if (!(await confirm(t(`tasks.${verb}Title`, { n: 1 }), t(`tasks.${verb}What`), { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
+	await act(() => api.post(`/runtime/llm-tasks/${encodeURIComponent(task.id)}/${verb}`), t(`tasks.${verb}Done`, { n: 1 }));
+	reload();
 }
 
 // The sentence is the server's and in English; before it stands the kind of reason in the reader's language.
 function reasons({ reasons: found }) {
-  return h("ul", {}, found.map(({ code, sentence }) => h("li", {}, h("strong", {}, known(`tasks.why.${code}`, code)), " ", sentence)));
+	return h("ul", {}, found.map(({ code, sentence }) => h("li", {}, h("strong", {}, known(`tasks.why.${code}`, code)), " ", sentence)));
 }
 
 function about(task) {
-  const filtered = (name) => task[name] && link(task[name], "tasks", { [name]: task[name] });
-  return facts([
-    [t("tasks.agent"), filtered("agent_slug")],
-    [t("tasks.context_id"), filtered("context_id")],
-    [t("tasks.worker"), task.worker_id && link(task.worker_id, "workers", { worker: task.worker_id })],
-    [t("tasks.age"), time(task.created_at)],
-    [t("tasks.updated"), time(task.updated_at)],
-    [t("tasks.attempts"), `${number(task.attempts)} / ${number(task.max_attempts)}`],
-    [t("tasks.took"), took(task)],
-    [t("tasks.priority"), number(task.priority)],
-    [t("tasks.labels"), task.labels.join(", ")],
-    [t("tasks.pinned_worker_id"), task.pinned_worker_id],
-    [t("tasks.not_before"), task.not_before && time(task.not_before)],
-    [t("tasks.retry"), task.status === "queued" && task.retry_at && time(task.retry_at)],
-    [t("tasks.desired_format"), task.desired_format],
-    [t("tasks.timeout_sec"), duration(task.policy.timeout_sec)],
-    [t("tasks.budget"), task.policy.budget ? number(task.policy.budget) : null],
-    [t("tasks.key"), task.idempotency_key],
-  ]);
+	const filtered = (name) => task[name] && link(task[name], "tasks", { [name]: task[name] });
+	return facts([
+		[t("tasks.agent"), filtered("agent_slug")],
+		[t("tasks.context_id"), filtered("context_id")],
+		[t("tasks.worker"), task.worker_id && link(task.worker_id, "workers", { worker: task.worker_id })],
+		[t("tasks.age"), time(task.created_at)],
+		[t("tasks.updated"), time(task.updated_at)],
+		[t("tasks.attempts"), `${number(task.attempts)} / ${number(task.max_attempts)}`],
+		[t("tasks.took"), took(task)],
+		[t("tasks.priority"), number(task.priority)],
+		[t("tasks.labels"), task.labels.join(", ")],
+		[t("tasks.pinned_worker_id"), task.pinned_worker_id],
+		[t("tasks.not_before"), task.not_before && time(task.not_before)],
+		[t("tasks.retry"), task.status === "queued" && task.retry_at && time(task.retry_at)],
+		[t("tasks.desired_format"), task.desired_format],
+		[t("tasks.timeout_sec"), duration(task.policy.timeout_sec)],
+		[t("tasks.budget"), task.policy.budget ? number(task.policy.budget) : null],
+		[t("tasks.key"), task.idempotency_key],
+	]);
 }
 
 // --- How it went
 
 // Each attempt as a bar from its start to its end; a mark where the worker was heard of last, a line at its deadline.
 function timeline(history) {
-  const from = Math.min(...history.map(({ started_at: at }) => at));
-  const to = Math.max(...history.map((each) => each.ended_at ?? now()), from + 1);
-  const x = (at) => Math.min(1, (at - from) / (to - from)) * WIDTH;
-  const words = history.map((each) => `${each.attempt ?? "–"}: ${each.worker_id}, ${took(each)}, ${known(`app.state.${each.outcome}`, t("app.state.running"))}`);
-  const height = history.length * ROW;
-  return h(
-    "figure",
-    { class: "chart timeline" },
-    svg(
-      "svg",
-      { viewBox: `0 0 ${WIDTH} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": words.join("; "), height },
-      [...history].reverse().map((each, row) => [
-        svg("rect", { class: `bar-${each.outcome ?? "running"}`, x: x(each.started_at), y: row * ROW + 4, height: ROW - 8, width: Math.max(2, x(each.ended_at ?? now()) - x(each.started_at)) }),
-        each.last_heartbeat && svg("line", { class: "beat", x1: x(each.last_heartbeat), x2: x(each.last_heartbeat), y1: row * ROW + 1, y2: row * ROW + ROW - 1 }),
-        each.deadline_at && each.deadline_at <= to && svg("line", { class: "gap", x1: x(each.deadline_at), x2: x(each.deadline_at), y1: row * ROW, y2: row * ROW + ROW }),
-      ]),
-    ),
-    h("div", { class: "ends", "aria-hidden": "true" }, h("span", {}, exact(from)), h("span", {}, exact(to))),
-  );
+	const from = Math.min(...history.map(({ started_at: at }) => at));
+	const to = Math.max(...history.map((each) => each.ended_at ?? now()), from + 1);
+	const x = (at) => Math.min(1, (at - from) / (to - from)) * WIDTH;
+	const words = history.map((each) => `${each.attempt ?? "–"}: ${each.worker_id}, ${took(each)}, ${known(`app.state.${each.outcome}`, t("app.state.running"))}`);
+	const height = history.length * ROW;
+	return h(
+		"figure",
+		{ class: "chart timeline" },
+		svg(
+			"svg",
+			{ viewBox: `0 0 ${WIDTH} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": words.join("; "), height },
+			[...history].reverse().map((each, row) => [
+				svg("rect", { class: `bar-${each.outcome ?? "running"}`, x: x(each.started_at), y: row * ROW + 4, height: ROW - 8, width: Math.max(2, x(each.ended_at ?? now()) - x(each.started_at)) }),
+				each.last_heartbeat && svg("line", { class: "beat", x1: x(each.last_heartbeat), x2: x(each.last_heartbeat), y1: row * ROW + 1, y2: row * ROW + ROW - 1 }),
+				each.deadline_at && each.deadline_at <= to && svg("line", { class: "gap", x1: x(each.deadline_at), x2: x(each.deadline_at), y1: row * ROW, y2: row * ROW + ROW }),
+			]),
+		),
+		h("div", { class: "ends", "aria-hidden": "true" }, h("span", {}, exact(from)), h("span", {}, exact(to))),
+	);
 }
 
 function attempts(history) {
-  return table({
-    caption: t("tasks.history"),
-    rows: history,
-    rowKey: (each) => each.lease_id,
-    columns: [
-      { title: "#", number: true, cell: (each) => each.attempt ?? "–" },
-      { title: t("tasks.outcome"), cell: (each) => badge(each.outcome ?? "running") },
-      { title: t("tasks.worker"), cell: (each) => link(each.worker_id, "workers", { worker: each.worker_id }) },
-      { title: t("tasks.started"), cell: (each) => time(each.started_at) },
-      { title: t("tasks.heartbeat"), cell: (each) => time(each.last_heartbeat) },
-      { title: t("tasks.deadline"), cell: (each) => time(each.deadline_at) },
-      { title: t("tasks.took"), number: true, cell: (each) => took(each) },
-      { title: t("tasks.error"), cell: (each) => (each.error ? h("span", { class: "wrong" }, each.error) : "–") },
-      { title: t("tasks.lease"), cell: (each) => h("small", { class: "mono" }, each.lease_id) },
-    ],
-  });
+	return table({
+		caption: t("tasks.history"),
+		rows: history,
+		rowKey: (each) => each.lease_id,
+		columns: [
+			{ title: "#", number: true, cell: (each) => each.attempt ?? "–" },
+			{ title: t("tasks.outcome"), cell: (each) => badge(each.outcome ?? "running") },
+			{ title: t("tasks.worker"), cell: (each) => link(each.worker_id, "workers", { worker: each.worker_id }) },
+			{ title: t("tasks.started"), cell: (each) => time(each.started_at) },
+			{ title: t("tasks.heartbeat"), cell: (each) => time(each.last_heartbeat) },
+			{ title: t("tasks.deadline"), cell: (each) => time(each.deadline_at) },
+			{ title: t("tasks.took"), number: true, cell: (each) => took(each) },
+			{ title: t("tasks.error"), cell: (each) => (each.error ? h("span", { class: "wrong" }, each.error) : "–") },
+			{ title: t("tasks.lease"), cell: (each) => h("small", { class: "mono" }, each.lease_id) },
+		],
+	});
 }
 
 // --- What came of it
 
 function result({ status, output, error_message: error, metrics, completed_at: at, artifact_id: artifact, output_truncated: cut }, format, { state, redraw }) {
-  const pretty = parsed(output);
-  const turn = () => {
-    state.raw = !state.raw;
-    redraw();
-  };
-  return [
-    facts([
-      [t("tasks.outcome"), badge(status)],
-      [t("tasks.completed"), time(at)],
-      [t("tasks.took"), milliseconds(metrics.duration_ms)],
-      [t("tasks.tokens"), typeof metrics.tokens_used === "number" && number(metrics.tokens_used)],
-      [t("tasks.cost"), typeof metrics.cost_usd === "number" && number(metrics.cost_usd, { style: "currency", currency: "USD", maximumFractionDigits: 4 })],
-    ]),
-    error && h("pre", { class: "wrong" }, error),
-    output !== null && [
-      h("div", { class: "buttons" }, pretty !== undefined && button(t(state.raw ? "tasks.formatted" : "tasks.raw"), turn), copyButton(output)),
-      h("pre", { tabindex: "0" }, pretty === undefined || state.raw ? output : pretty),
-    ],
-    cut && h("p", {}, t("tasks.cut"), " ", artifact && download(artifact)),
-  ];
+	const pretty = parsed(output);
+	const turn = () => {
+		state.raw = !state.raw;
+		redraw();
+	};
+	return [
+		facts([
+			[t("tasks.outcome"), badge(status)],
+			[t("tasks.completed"), time(at)],
+			[t("tasks.took"), milliseconds(metrics.duration_ms)],
+			[t("tasks.tokens"), typeof metrics.tokens_used === "number" && number(metrics.tokens_used)],
+			[t("tasks.cost"), typeof metrics.cost_usd === "number" && number(metrics.cost_usd, { style: "currency", currency: "USD", maximumFractionDigits: 4 })],
+		]),
+		error && h("pre", { class: "wrong" }, error),
+		output !== null && [
+			h("div", { class: "buttons" }, pretty !== undefined && button(t(state.raw ? "tasks.formatted" : "tasks.raw"), turn), copyButton(output)),
+			h("pre", { tabindex: "0" }, pretty === undefined || state.raw ? output : pretty),
+		],
+		cut && h("p", {}, t("tasks.cut"), " ", artifact && download(artifact)),
+	];
 }
 
 // JSON with a line for each thing; undefined for what is none.
 function parsed(output) {
-  try {
-    const value = JSON.parse(output);
-    return typeof value === "object" && value !== null ? JSON.stringify(value, null, 2) : undefined;
-  } catch {
-    return undefined;
-  }
+	try {
+		const value = JSON.parse(output);
+		return typeof value === "object" && value !== null ? JSON.stringify(value, null, 2) : undefined;
+	} catch {
+		return undefined;
+	}
 }
 
 function hints(found) {
-  return found.length > 0 && [h("h3", {}, t("tasks.hints")), h("ul", {}, found.map((hint) => h("li", { class: "mono" }, hint)))];
+	return found.length > 0 && [h("h3", {}, t("tasks.hints")), h("ul", {}, found.map((hint) => h("li", { class: "mono" }, hint)))];
 }
 
 function files(found) {
-  return table({
-    caption: t("tasks.artifacts"),
-    rows: found,
-    columns: [
-      { title: t("tasks.name"), cell: (each) => each.name ?? each.id },
-      { title: t("tasks.type"), cell: (each) => [each.type, each.content_type && h("small", {}, ` ${each.content_type}`)] },
-      { title: t("tasks.size"), number: true, cell: (each) => bytes(each.size) },
-      { title: "sha256", cell: (each) => (each.sha256 ? h("span", { class: "mono", title: each.sha256 }, each.sha256.slice(0, 12)) : "–") },
-      { title: t("tasks.age"), cell: (each) => time(each.created_at) },
-      { title: t("app.actions"), cell: (each) => download(each.id, each.name ?? each.id) },
-    ],
-  });
+	return table({
+		caption: t("tasks.artifacts"),
+		rows: found,
+		columns: [
+			{ title: t("tasks.name"), cell: (each) => each.name ?? each.id },
+			{ title: t("tasks.type"), cell: (each) => [each.type, each.content_type && h("small", {}, ` ${each.content_type}`)] },
+			{ title: t("tasks.size"), number: true, cell: (each) => bytes(each.size) },
+			{ title: "sha256", cell: (each) => (each.sha256 ? h("span", { class: "mono", title: each.sha256 }, each.sha256.slice(0, 12)) : "–") },
+			{ title: t("tasks.age"), cell: (each) => time(each.created_at) },
+			{ title: t("app.actions"), cell: (each) => download(each.id, each.name ?? each.id) },
+		],
+	});
 }
 
 function download(id, name = id) {
-  return h("a", { href: `/api/runtime/artifacts/${encodeURIComponent(id)}/content`, download: name, "aria-label": `${t("tasks.download")}: ${name}` }, t("tasks.download"));
+	return h("a", { href: `/api/runtime/artifacts/${encodeURIComponent(id)}/content`, download: name, "aria-label": `${t("tasks.download")}: ${name}` }, t("tasks.download"));
 }
