@@ -8,7 +8,7 @@ PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: run test lint check bench soak lock docs clean
+.PHONY: run test lint check bench soak lock docs screenshots clean
 
 run: $(VENV)/.run
 	@exec $(VENV)/bin/bloomd dev $(ARGS)
@@ -36,6 +36,12 @@ docs: $(VENV)/.dev
 	$(VENV)/bin/python -m bloomd.settings.document example > bloomd.yaml.example
 	$(VENV)/bin/python -m bloomd.settings.document man > man/.keys
 	sed -i -e '/Keys: begin/r man/.keys' -e '/Keys: begin/,/Keys: end/{/Keys: /!d}' man/bloomd.yaml.5 && rm man/.keys
+
+# Every page, in both languages, light and dark, wide and narrow; the README has one of them.
+screenshots: $(VENV)/.dev
+	mkdir -p screenshots
+	SCREENSHOTS=screenshots $(VENV)/bin/python -m pytest tests/web/test_page_frame.py -k everybody $(ARGS)
+	cp screenshots/overview.png docs/overview.png
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bloomd needs Python 3.11 or newer; none was found. Install one, or say which: make run PYTHON=/path/to/python3" >&2; exit 1; }

@@ -4,7 +4,8 @@ Nothing is open but `OPEN`, by exact path: whatever way of spelling a path there
 `http.api_key`, and those with names (`runtime/keyring.py`).
 
 Who has signed in on the page sends a cookie in the place of a key (`session.py`). A browser does so whatever page has
-it send a request, so `Origin` must then be the server's own, but for reading.
+it send a request. So what changes something must then come from the page itself, by its `Origin`; and what follows a
+link from elsewhere (`Sec-Fetch-Site`) is a stranger's.
 
 A worker's token, in the place of a key, opens `OF_WORKERS`, and nothing else beside what is open anyway. The routes
 behind it do it for that worker's own leases only (`requests.worker_of`).
@@ -125,7 +126,7 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
         method, path = scope["method"], scope["path"]
         if session := _session_of(scope, http, keys):
             if scope["method"] not in SAFE:
-                _check_origin(scope, required=True)
+                _check_origin(scope, secure=is_secure(scope, http.trusted_proxies), required=True)
             return Caller(client, doubtful, session.actor, authenticated=True, session=session)
         worker = _worker_of(scope, keys)
         if worker is not None and OF_WORKERS.fullmatch(f"{method} {path}"):
@@ -148,7 +149,8 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
                 "nothing else; use an API key",
                 type="not-for-workers",
             )
-        if not keys.known and (http.api_key is None or any(map(is_secret, _secrets(scope)))):
+        secrets = any(map(is_secret, _secrets(scope))) or "bloomd=" in _header(scope, b"cookie")
+        if not keys.known and (http.api_key is None or secrets):
             raise Problem(
                 503,
                 "API keys cannot be checked yet: bloomd has not been able to read them from PostgreSQL since it "
@@ -227,7 +229,7 @@ def _name_of_key(scope: Scope, key: str | None, keys: KeyRing) -> str | None:
 def _session_of(scope: Scope, http: Http, keys: KeyRing) -> Session | None:
     """What was signed in on the page; None without it."""
     cookies = _header(scope, b"cookie")
-    if "bloomd" not in cookies:
+    if "bloomd" not in cookies or _header(scope, b"sec-fetch-site") in ("cross-site", "same-site"):
         return None
     name = SECURE_COOKIE if is_secure(scope, http.trusted_proxies) else COOKIE
     values = (each.strip().partition("=") for each in cookies.split(";"))
@@ -262,9 +264,11 @@ def _check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
     )
 
 
-def _check_origin(scope: Scope, *, required: bool = False) -> None:
+def _check_origin(scope: Scope, *, secure: bool = False, required: bool = False) -> None:
     origin = _header(scope, b"origin")
-    if (origin or required) and origin.lower().partition("://")[2] != _header(scope, b"host").lower():
+    scheme, _, host = origin.lower().partition("://")
+    is_own = host == _header(scope, b"host").lower() != "" and not (secure and scheme != "https")
+    if (origin or required) and not is_own:
         page = f"A page of {origin[:100]!r}" if origin else "What does not say of which page it comes (Origin)"
         raise Problem(403, f"{page} may not use this server", type="origin-not-allowed")
 

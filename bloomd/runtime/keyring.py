@@ -146,6 +146,16 @@ class KeyRing:
         async with self._lock:
             self._drop(self._tokens, await tokens.remove(self._database, worker, id, actor=actor))
 
+    async def end_session(self, id: str, expires_at: int, *, actor: str) -> None:
+        """End a session of the page, for all nodes; here it is over when this returns.
+
+        Raises:
+            Unavailable: the database is away, and it goes on.
+        """
+        async with self._lock:
+            await self.sessions.end(id, expires_at, actor=actor)
+            self._tell()
+
     async def renew(self) -> None:
         """Read all anew.
 

@@ -20,14 +20,15 @@ MAKE_SECRET = """
 INSERT INTO session_secret (secret) VALUES (%(secret)s) ON CONFLICT DO NOTHING RETURNING secret
 """
 
+# A node whose clock is behind takes a session for one that is not over yet for as long: so for an hour more.
 ENDED = """
-SELECT id FROM ended_sessions WHERE expires_at > bloom_now_ms()
+SELECT id FROM ended_sessions WHERE expires_at > bloom_now_ms() - 3600000
 """
 
 # And forgets those that are over anyway.
 END = """
 WITH over AS (
-    DELETE FROM ended_sessions WHERE expires_at <= bloom_now_ms()
+    DELETE FROM ended_sessions WHERE expires_at <= bloom_now_ms() - 3600000
 ), ended AS (
     INSERT INTO ended_sessions (id, expires_at) VALUES (%(id)s, %(expires_at)s)
         ON CONFLICT (id) DO NOTHING
@@ -71,8 +72,7 @@ class Sessions:
             Unavailable: the database is away; what was known stays.
         """
         before = (self.secret, self._ended)
-        if self.secret is None:
-            self.secret = await self._read_secret()
+        self.secret = await self._read_secret()
         self._ended = frozenset(row.id for row in await self._database.rows(_Ended, ENDED))
         return before != (self.secret, self._ended)
 

@@ -31,7 +31,7 @@ const PAGES = { overview, tasks, workers, runtime, membridge, audit, keys };
 // A change is shown so soon after it, together with all that change meanwhile ...
 const SOON_MS = 150;
 // ... and the next ones not before this, however many there are.
-const REST_MS = 1000;
+const REST_MS = 500;
 // The server's counts may be a second old: after the last change of a while all is looked at once more.
 const SETTLE_MS = 1200;
 
@@ -92,7 +92,7 @@ async function load() {
 function open() {
 	const { page, params } = here();
 	if (!state.session) return showSignIn();
-	if (!(page in PAGES)) return go("overview");
+	if (!Object.hasOwn(PAGES, page)) return go("overview");
 	visit.abort();
 	visit = new AbortController();
 	const stays = page === state.page;
@@ -126,7 +126,8 @@ function signedOut(expired) {
 	Object.assign(state, { session: null, page: null, context: null, data: null, problem: null, expired });
 	visit.abort();
 	live.stop();
-	document.querySelectorAll("dialog").forEach((each) => each.close());
+	// A new secret is shown this one time, also to whom it has just shut out.
+	document.querySelectorAll("dialog:not(:has(.secret))").forEach((each) => each.close());
 	showSignIn();
 }
 
@@ -236,6 +237,8 @@ function relabel(next) {
 
 function pause() {
 	paused = !paused;
+	clearTimeout(due);
+	due = 0;
 	if (paused) live.stop();
 	else {
 		live.start();

@@ -2,7 +2,7 @@
 
 export function here() {
 	const [path, query] = location.hash.replace(/^#\/?/, "").split("?", 2);
-	return { page: decodeURIComponent(path || "overview"), params: new URLSearchParams(query ?? "") };
+	return { page: path || "overview", params: new URLSearchParams(query ?? "") };
 }
 
 // The address of a page; empty parameters are left out.

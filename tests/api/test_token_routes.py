@@ -30,6 +30,8 @@ OPEN = {
     ("GET", "/metrics"),
     ("POST", "/api/runtime/test-connection"),
     ("POST", "/api/runtime/enrolments/exchange"),
+    ("GET", "/api/runtime/session"),
+    ("POST", "/api/runtime/session"),
 }
 
 

@@ -207,7 +207,9 @@ def test_events_that_cannot_be_followed_are_an_error(daemon: Bloomd) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "id of an event" in done.stderr
     done = daemon.ctl("events", "--types", "task,tusk")
-    assert done.stderr == "bloomd-ctl: no events are of type tusk; there are task, lease, worker, probe, audit\n"
+    assert (
+        done.stderr == "bloomd-ctl: no events are of type tusk; there are task, lease, worker, probe, service, audit\n"
+    )
     daemon.ctl("stop", "database")
     assert daemon.ctl("events").returncode == 1
     daemon.stop()

@@ -16,6 +16,9 @@ from bloomd.http.requests import Req, caller, node_of
 from bloomd.http.session import LIFE_MS, begin, key_of, set_cookie, signing_secret
 
 
+UNKNOWN = "API keys and sessions cannot be checked yet: PostgreSQL has been away since the start of bloomd"
+
+
 class SignIn(msgspec.Struct, frozen=True):
     """What the form sends."""
 
@@ -45,6 +48,8 @@ class SignedOut(msgspec.Struct, frozen=True):
 async def show(request: Req) -> Standing:
     """Anybody may ask, to learn whether a key is needed."""
     by = caller(request)
+    if not (by.authenticated or node_of(request).keys.known):
+        raise Unavailable(UNKNOWN)
     return _standing(request, by.actor if by.authenticated else None, by.session.expires_at if by.session else None)
 
 
@@ -62,7 +67,7 @@ async def sign_in(request: Req) -> Response[Standing]:
     if is_off(http, keys):
         raise Problem(409, "No API key is set, so there is nothing to sign in with: all is open", type="conflict")
     if not keys.known:
-        raise Unavailable("API keys cannot be checked yet: PostgreSQL has been away since the start of bloomd")
+        raise Unavailable(UNKNOWN)
     attempts = request.app.state["sign_ins"]
     attempts.spend(client)
     key = key_of(offered.key, http, keys)
@@ -83,10 +88,14 @@ async def sign_in(request: Req) -> Response[Standing]:
 async def sign_out(request: Req) -> Response[SignedOut]:
     """Whoever has a copy of the cookie is signed out, too."""
     by = caller(request)
+    cookie = {"set-cookie": set_cookie("", seconds=0, secure=_is_secure(request))}
     if by.session is not None:
-        await node_of(request).keys.sessions.end(by.session.id, by.session.expires_at, actor=by.actor)
-    cookie = set_cookie("", seconds=0, secure=_is_secure(request))
-    return Json(SignedOut(ended=by.session is not None), headers={"set-cookie": cookie}, status_code=200)
+        try:
+            await node_of(request).keys.end_session(by.session.id, by.session.expires_at, actor=by.actor)
+        except Unavailable as error:
+            detail = f"This browser has forgotten the session; a copy of its cookie is good as before: {error}"
+            raise Problem(503, detail, type="unavailable", headers=cookie) from error
+    return Json(SignedOut(ended=by.session is not None), headers=cookie, status_code=200)
 
 
 def _is_secure(request: Req) -> bool:
@@ -101,7 +110,7 @@ def _standing(request: Req, actor: str | None, expires_at: int | None) -> Standi
         expires_at=expires_at,
         node=node.name,
         version=__version__,
-        public_url=node.settings.http.public_url,
+        public_url=node.settings.http.public_url if actor else None,
     )
 
 
