@@ -15,7 +15,6 @@ from bloomd.http.problems import Problem
 from bloomd.http.requests import Req, caller, node_of
 from bloomd.http.session import LIFE_MS, begin, key_of, set_cookie, signing_secret
 
-
 UNKNOWN = "API keys and sessions cannot be checked yet: PostgreSQL has been away since the start of bloomd"
 
 
