@@ -226,3 +226,31 @@ def test_the_first_key_turns_authentication_on_and_the_last_one_off(bloomd, clie
     assert daemon.status()["notices"] == []
     [key] = json.loads(daemon.ctl("-o", "json", "key", "list").stdout)["keys"]
     assert key["name"] == "fourth"
+
+
+def test_a_sign_in_counts_on_every_node_until_it_is_ended_on_one(bloomd, client):
+    """Without a configured secret, both sign with the one that the database keeps."""
+    one, other = bloomd().start(), bloomd().start()
+    page = client(one)
+    signed_in = page.post("/api/runtime/session", json={"key": add(one.http, "olena")})
+    assert (signed_in.status_code, signed_in.json()["actor"]) == (200, "olena")
+    [(name, value)] = page.cookies.items()
+    page_there = client(other)
+    page_there.cookies.set(name, value)
+    eventually(lambda: status(page_there) == 200)
+    assert page_there.get("/api/runtime/session").json()["actor"] == "olena"
+    assert page_there.post("/api/runtime/llm-tasks", json={"prompt": "x"}).status_code == 403  # from no page
+    own = {"Origin": other.url}
+    assert page_there.post("/api/runtime/llm-tasks", json={"prompt": "x"}, headers=own).status_code == 201
+    assert page.delete("/api/runtime/session", headers={"Origin": one.url}).json() == {"ended": True}
+    eventually(lambda: status(page_there) == 401, seconds=5)
+    assert page_there.get("/api/runtime/session").json()["actor"] is None
+    kept = client(one)
+    kept.cookies.set(name, value)
+    assert status(kept) == 401
+    trail = other.http.get("/api/runtime/audit", params={"entity_type": "session"}).json()
+    assert [(entry["action"], entry["actor"]) for entry in trail] == [
+        ("session.ended", "olena"),
+        ("session.began", "olena"),
+    ]
+    assert value not in one.log.read_text() + other.log.read_text()

@@ -1,0 +1,92 @@
+"""What the database knows of the page's sessions: one secret for all nodes, and those that were ended."""
+
+import time
+
+import trio
+import trio.testing
+
+from bloomd.runtime import sessions
+from bloomd.runtime.database import Database
+from bloomd.runtime.keyring import KeyRing
+from bloomd.runtime.sessions import Sessions
+
+LATER = int(time.time() * 1000) + 3_600_000
+
+
+async def test_all_nodes_sign_with_one_secret(db):
+    nodes = [Sessions(db) for _ in range(8)]
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            nursery.start_soon(node.renew)
+    assert len({node.secret for node in nodes}) == 1
+    assert len(nodes[0].secret) >= 40
+
+
+async def test_a_secret_that_was_changed_is_taken_over(db, sql):
+    node = Sessions(db)
+    assert await node.renew()
+    assert not await node.renew()
+    sql("UPDATE session_secret SET secret = 'another'")
+    assert await node.renew()
+    assert node.secret == "another"
+
+
+async def test_an_ended_session_is_ended_for_all_and_told_once(db, sql):
+    here, elsewhere = KeyRing(db), KeyRing(db)
+    for node in (here, elsewhere):
+        await node.renew()
+    changed = here.changed
+    for _ in range(2):
+        await here.end_session("s1", LATER, actor="olena")
+    assert changed.is_set()
+    assert here.sessions.is_ended("s1")
+    assert not elsewhere.sessions.is_ended("s1")
+    await elsewhere.renew()
+    assert elsewhere.sessions.is_ended("s1")
+    assert sql("SELECT action, entity_id, actor FROM audit_logs") == [("session.ended", "s1", "olena")]
+
+
+async def test_what_is_over_anyway_is_forgotten_an_hour_later(db, sql, shift_clock):
+    node = Sessions(db)
+    await node.end("s1", LATER, actor="olena")
+    shift_clock(2 * 3_600_000 - 60_000)
+    await node.renew()
+    assert node.is_ended("s1")
+    shift_clock(2 * 3_600_000 + 60_000)
+    await node.renew()
+    assert not node.is_ended("s1")
+    await node.end("s2", LATER + 9 * 3_600_000, actor="olena")
+    assert sql("SELECT id FROM ended_sessions") == [("s2",)]
+
+
+class Held(Database):
+    """Holds back the answer to whoever reads what was ended."""
+
+    def __init__(self, database):
+        super().__init__()
+        self._database = database
+        self.reading = trio.Event()
+        self.go_on = trio.Event()
+
+    async def rows(self, struct, query, /, **parameters):
+        found = await self._database.rows(struct, query, **parameters)
+        if query == sessions.ENDED:
+            self.reading.set()
+            await self.go_on.wait()
+        return found
+
+
+async def test_what_was_read_before_a_sign_out_does_not_bring_the_session_back(db):
+    held = Held(db)
+    node = KeyRing(held)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.renew)
+        await held.reading.wait()
+
+        async def sign_out():
+            await node.end_session("s1", LATER, actor="olena")
+
+        nursery.start_soon(sign_out)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        held.go_on.set()
+    assert node.sessions.is_ended("s1")
