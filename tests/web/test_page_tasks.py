@@ -156,12 +156,17 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     page.keyboard.press("Escape")
     assert set(statuses(api)) == {"queued"}
     button(page, "Cancel task: All that match:").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Cancel 130 tasks?")
+    api.post(TASKS, json={"prompt": "one that was not counted", "agent_slug": "geo"})
     agree(page, "Cancel task")
     expect(page.locator("#toasts")).to_contain_text("130 tasks cancelled.")
-    expect(page.locator("main .switch")).to_contain_text("queued 1 ")
+    expect(page.locator("main .switch")).to_contain_text("queued 2 ")
     expect(page.locator("main .switch")).to_contain_text("cancelled 130")
-    button(page, "Cancel task: All that match:").click()
+    page.goto(page.url.replace("agent_slug=geo", "agent_slug=nobody"))
+    button(page, "Queue again: All that match:").click()
     expect(page.locator("#toasts")).to_contain_text("none of the tasks")
+    page.goto(page.url + "&status=completed")
+    expect(button(page, re.compile("All that match"))).to_have_count(0)
 
 
 def test_the_queue_is_paused_and_resumed(api, create, open_page):

@@ -18,6 +18,7 @@ export async function loadTask({ params, state, signal }) {
 	const id = params.get("task");
 	const path = `/runtime/llm-tasks/${encodeURIComponent(id)}`;
 	const task = await api.get(path, {}, { signal });
+	if (state.task?.id !== id) state.raw = false;
 	state.task = task;
 	return {
 		task,

@@ -12,6 +12,9 @@ import { loadTask, renderTask } from "./task.js";
 const STATUSES = ["queued", "leased", "running", "completed", "failed", "dead", "cancelled"];
 const FILTERS = ["agent_slug", "context_id", "worker_id"];
 
+// To which tasks what can be done; to all others it is refused.
+const CAN = { requeue: ["queued", "failed", "dead", "cancelled"], cancel: ["queued", "leased", "running"] };
+
 // Of those selected, so many are asked for at once.
 const AT_ONCE = 4;
 
@@ -53,6 +56,7 @@ async function loadList({ params, state, signal }) {
 	if (rest.agents instanceof Problem) state.agents = undefined;
 	if (page instanceof Problem) throw page;
 	state.rows = page.rows;
+	if (!params.has("cursor")) state.newest = page.rows[0]?.created_at;
 	return { ...page, ...rest };
 }
 
@@ -173,12 +177,14 @@ function selectAll(rows, { state, redraw }) {
 
 function bulk(context) {
 	const n = context.state.selected.size;
-	const buttons = (act) => ["requeue", "cancel"].map((verb) => button(t(`tasks.${verb}`), () => act(verb, context), { name: `${t(`tasks.${verb}`)}: ${t(act === toSelected ? "tasks.selected" : "tasks.matching", { n })}` }));
+	const status = context.params.get("status");
+	const verbs = Object.keys(CAN).filter((verb) => !status || CAN[verb].includes(status));
+	const buttons = (act) => verbs.map((verb) => button(t(`tasks.${verb}`), () => act(verb, context), { name: `${t(`tasks.${verb}`)}: ${t(act === toSelected ? "tasks.selected" : "tasks.matching", { n })}` }));
 	return h(
 		"div",
 		{ class: "filters", key: "bulk" },
 		n > 0 && h("div", { class: "buttons" }, h("strong", { role: "status" }, t("tasks.selected", { n })), buttons(toSelected)),
-		h("div", { class: "buttons" }, t("tasks.matching"), buttons(toMatching)),
+		verbs.length > 0 && h("div", { class: "buttons" }, t("tasks.matching"), buttons(toMatching)),
 	);
 }
 
@@ -204,9 +210,11 @@ async function toSelected(verb, { state, reload }) {
 	reload();
 }
 
-// The server counts first, and does it only after somebody has seen the number.
-async function toMatching(verb, { params, reload }) {
-	const body = { filter: filterOf(params), dry_run: true };
+// The server counts first, and does it only after somebody has seen the number. What was created since the list was seen
+// is left alone.
+async function toMatching(verb, { params, state, reload }) {
+	const before = state.newest === undefined ? {} : { before: state.newest + 1 };
+	const body = { filter: { ...filterOf(params), ...before }, dry_run: true };
 	const path = `/runtime/llm-tasks/${verb}`;
 	let n;
 	if (!(await act(async () => ({ matched: n } = await api.post(path, body))))) return;
