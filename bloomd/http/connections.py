@@ -9,7 +9,8 @@ in its place, as what hypercorn's protocol sends to and starts the application w
                                 └────────────────── bytes ◀──────────────────────┘
 
 - An answer whose length is known keeps its head until the first piece of its body, and both leave in one call, without
-  a turn of the event loop. The head of any other, and every further piece, leaves at once, with one.
+  a turn of the event loop. The head of any other, and every further piece, leaves at once, with one. What the kernel
+  takes at once has left as a whole, also when the application is cancelled meanwhile: a stream can still end properly.
 - One task closes the connections that have been idle for too long, instead of a timer for each request.
 - HTTP/2 is never entered, neither by its preface nor by an Upgrade: the application is told the version that was asked
   for, and refuses. In hypercorn's HTTP/2 one frame for a stream that is over ends the whole server.
@@ -166,7 +167,8 @@ class Connection:
                 data, self._held = self._held + data, b""
                 await self._write_at_once(data)
             elif data:
-                await self._write(data)
+                await self._write_at_once(data)
+                await trio.lowlevel.cancel_shielded_checkpoint()  # who streams lets others work; this piece has left
         elif isinstance(event, Updated):
             (self._idle.add if event.idle else self._idle.remove)(self)
         else:

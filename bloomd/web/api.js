@@ -17,7 +17,7 @@ export class Problem extends Error {
 	}
 }
 
-// How far the server's clock is ahead of this browser's, in ms, as its answers say to the second.
+// How far the server's clock is ahead of ours, in ms, as its answers say to the second.
 export let clockOffset = 0;
 
 // Called on each 401: whoever was signed in is so no longer.

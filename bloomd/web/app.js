@@ -7,8 +7,8 @@
 //
 // A page is {title(), types, load(context), render(data, context)}. `load` throws a Problem when it has nothing to show;
 // then what was shown before stays, marked as old. The context has: params (of the address), session, reload(), redraw(),
-// signal, and state (an object of the page's own, for as long as one stays on it). A page's onEvent(type, entry, context)
-// gives true when it has dealt with an event, so that nothing needs to be loaded.
+// signal, and state (the page's own, while one stays on it). onEvent(type, entry, context) gives true when it has dealt
+// with an event, so that nothing is loaded.
 
 import { Problem, api, onUnauthorized } from "./api.js";
 import { h, patch } from "./dom.js";
@@ -73,13 +73,14 @@ async function load() {
 	if (!context) return;
 	clearTimeout(due);
 	due = 0;
-	state.loadedAt = Date.now();
+	const began = (state.loadedAt = Date.now());
 	if (unsettled) schedule(SETTLE_MS);
 	unsettled = false;
 	try {
 		const data = await PAGES[state.page].load(context);
-		if (context !== state.context) return;
-		Object.assign(state, { data, problem: null });
+		// Of two at once the earlier may come last.
+		if (context !== state.context || began < state.shownAt) return;
+		Object.assign(state, { data, problem: null, shownAt: began });
 	} catch (error) {
 		if (context !== state.context || context.signal.aborted) return;
 		if (!(error instanceof Problem)) throw error;

@@ -182,6 +182,22 @@ async def test_nothing_follows_a_piece_of_which_a_part_may_be_missing(autojump_c
         assert b"the next" not in await client.rest()
 
 
+async def test_a_piece_that_need_not_wait_leaves_whole_and_the_answer_can_end():
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async with serving(app) as server:
+        client = await server.connect()
+        for _ in range(2):
+            await client.send(GET)
+            assert (await client.answer())[2] == b"piece"
+
+
 async def test_a_socket_outlives_its_server():
     """A restart of the service closes no listening socket: whoever comes meanwhile waits and is served."""
     binds = Binds()

@@ -160,7 +160,7 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     api.post(TASKS, json={"prompt": "one that was not counted", "agent_slug": "geo"})
     agree(page, "Cancel task")
     expect(page.locator("#toasts")).to_contain_text("130 tasks cancelled.")
-    expect(page.locator("main .switch")).to_contain_text("queued 2 ")
+    expect(page.locator("main .switch")).to_contain_text("queued 2leased")
     expect(page.locator("main .switch")).to_contain_text("cancelled 130")
     page.goto(page.url.replace("agent_slug=geo", "agent_slug=nobody"))
     button(page, "Queue again: All that match:").click()
