@@ -10,7 +10,9 @@ from bloomd.runtime.database import Database
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.sessions import Sessions
 
-LATER = int(time.time() * 1000) + 3_600_000
+
+def in_an_hour():
+    return int(time.time() * 1000) + 3_600_000
 
 
 async def test_all_nodes_sign_with_one_secret(db):
@@ -37,7 +39,7 @@ async def test_an_ended_session_is_ended_for_all_and_told_once(db, sql):
         await node.renew()
     changed = here.changed
     for _ in range(2):
-        await here.end_session("s1", LATER, actor="olena")
+        await here.end_session("s1", in_an_hour(), actor="olena")
     assert changed.is_set()
     assert here.sessions.is_ended("s1")
     assert not elsewhere.sessions.is_ended("s1")
@@ -48,14 +50,14 @@ async def test_an_ended_session_is_ended_for_all_and_told_once(db, sql):
 
 async def test_what_is_over_anyway_is_forgotten_an_hour_later(db, sql, shift_clock):
     node = Sessions(db)
-    await node.end("s1", LATER, actor="olena")
+    await node.end("s1", in_an_hour(), actor="olena")
     shift_clock(2 * 3_600_000 - 60_000)
     await node.renew()
     assert node.is_ended("s1")
     shift_clock(2 * 3_600_000 + 60_000)
     await node.renew()
     assert not node.is_ended("s1")
-    await node.end("s2", LATER + 9 * 3_600_000, actor="olena")
+    await node.end("s2", in_an_hour() + 9 * 3_600_000, actor="olena")
     assert sql("SELECT id FROM ended_sessions") == [("s2",)]
 
 
@@ -84,7 +86,7 @@ async def test_what_was_read_before_a_sign_out_does_not_bring_the_session_back(d
         await held.reading.wait()
 
         async def sign_out():
-            await node.end_session("s1", LATER, actor="olena")
+            await node.end_session("s1", in_an_hour(), actor="olena")
 
         nursery.start_soon(sign_out)
         await trio.testing.wait_all_tasks_blocked(0.05)
