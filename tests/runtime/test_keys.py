@@ -5,6 +5,7 @@ import re
 import pytest
 import trio
 import trio.testing
+from held_database import Held
 
 from bloomd.errors import Unavailable
 from bloomd.runtime import audit, keys
@@ -158,25 +159,8 @@ async def test_a_key_made_before_the_ring_has_read_does_not_stand_for_all(db):
     assert new.name_of(given(first)) == "first"
 
 
-class Held(Database):
-    """Holds back the answer to whoever reads the keys."""
-
-    def __init__(self, database):
-        super().__init__()
-        self._database = database
-        self.reading = trio.Event()
-        self.go_on = trio.Event()
-
-    async def rows(self, struct, query, /, **parameters):
-        found = await self._database.rows(struct, query, **parameters)
-        if query == keys.HASHES:
-            self.reading.set()
-            await self.go_on.wait()
-        return found
-
-
 async def test_what_was_read_before_a_removal_does_not_bring_the_key_back(db):
-    held = Held(db)
+    held = Held(db, keys.HASHES)
     held.go_on.set()
     ring = KeyRing(held)
     await ring.renew()

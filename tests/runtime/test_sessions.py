@@ -4,9 +4,9 @@ import time
 
 import trio
 import trio.testing
+from held_database import Held
 
 from bloomd.runtime import sessions
-from bloomd.runtime.database import Database
 from bloomd.runtime.keyring import KeyRing
 from bloomd.runtime.sessions import Sessions
 
@@ -61,25 +61,8 @@ async def test_what_is_over_anyway_is_forgotten_an_hour_later(db, sql, shift_clo
     assert sql("SELECT id FROM ended_sessions") == [("s2",)]
 
 
-class Held(Database):
-    """Holds back the answer to whoever reads what was ended."""
-
-    def __init__(self, database):
-        super().__init__()
-        self._database = database
-        self.reading = trio.Event()
-        self.go_on = trio.Event()
-
-    async def rows(self, struct, query, /, **parameters):
-        found = await self._database.rows(struct, query, **parameters)
-        if query == sessions.ENDED:
-            self.reading.set()
-            await self.go_on.wait()
-        return found
-
-
 async def test_what_was_read_before_a_sign_out_does_not_bring_the_session_back(db):
-    held = Held(db)
+    held = Held(db, sessions.ENDED)
     node = KeyRing(held)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.renew)
