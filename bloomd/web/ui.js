@@ -212,12 +212,12 @@ export async function confirm(title, what, { action, danger = true } = {}) {
 	);
 }
 
-// A form in a dialog. `fields(errors)` gives its fields, by the server's errors for them; `submit(form)` sends them and is
-// tried again as long as the server refuses. The promise has what `submit` gave (undefined: left).
+// A form in a dialog. `fields()` gives its fields; `submit(form)` sends them and is tried again as long as the server
+// refuses. The promise has what `submit` gave (undefined: left).
 export function formDialog(title, { fields, submit, action, intro }) {
 	return dialog(title, (close) => {
 		const problems = h("div", {});
-		const body = h("div", { class: "fields" }, fields({}));
+		const body = h("div", { class: "fields" }, fields());
 		const send = h("button", { type: "submit", class: "primary" }, action ?? title);
 		const form = h(
 			"form",
