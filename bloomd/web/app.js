@@ -32,7 +32,7 @@ const PAGES = { overview, tasks, workers, runtime, membridge, audit, keys };
 const SOON_MS = 150;
 // ... and the next ones not before this, however many there are.
 const REST_MS = 500;
-// The server's counts may be a second old: after the last change of a while all is looked at once more.
+// The server's counts may be a second old: what was looked at sooner after a change is looked at once more.
 const SETTLE_MS = 1200;
 
 // Without events a page is asked so often; and with events now and then as well, should one have been missed.
@@ -43,14 +43,15 @@ const state = { session: null, page: null, params: null, data: null, problem: nu
 let visit = new AbortController();
 let paused = false;
 let due = 0;
-let unsettled = false;
+let dueAt = 0;
+let changedAt = 0;
 
 const live = new Live({
 	onEvent: (type, entry) => {
 		const page = PAGES[state.page];
 		if (!page || !(type === "reset" || page.types.includes(type))) return;
 		if (page.onEvent?.(type, entry, state.context) === true) return;
-		unsettled = true;
+		changedAt = Date.now();
 		schedule(SOON_MS);
 	},
 	onState: frame,
@@ -60,22 +61,20 @@ const live = new Live({
 // --- What is asked, and when
 
 function schedule(ms) {
-	if (due || paused || document.hidden) return;
-	const wait = Math.max(ms, state.loadedAt + REST_MS - Date.now());
-	due = setTimeout(() => {
-		due = 0;
-		load();
-	}, wait);
+	const at = Math.max(Date.now() + ms, state.loadedAt + REST_MS);
+	if (paused || document.hidden || (due && dueAt <= at)) return;
+	clearTimeout(due);
+	dueAt = at;
+	due = setTimeout(load, at - Date.now());
 }
 
 async function load() {
-	const context = state.context;
-	if (!context) return;
 	clearTimeout(due);
 	due = 0;
+	const context = state.context;
+	if (!context) return;
 	const began = (state.loadedAt = Date.now());
-	if (unsettled) schedule(SETTLE_MS);
-	unsettled = false;
+	if (began < changedAt + SETTLE_MS) schedule(SETTLE_MS);
 	try {
 		const data = await PAGES[state.page].load(context);
 		// Of two at once the earlier may come last.

@@ -221,7 +221,7 @@ def test_the_first_key_turns_authentication_on_and_the_last_one_off(bloomd, clie
     daemon.stop()
     logged = daemon.log.stat().st_size
     daemon.start()
-    assert locked_out in daemon.log.read_text()[logged:]
+    eventually(lambda: locked_out in daemon.log.read_text()[logged:], seconds=1)
     assert daemon.ctl("key", "add", "fourth").returncode == 0
     assert daemon.status()["notices"] == []
     [key] = json.loads(daemon.ctl("-o", "json", "key", "list").stdout)["keys"]

@@ -77,7 +77,7 @@ function list({ rows, next, stats, queue, agents }, context) {
 		),
 		queue instanceof Problem ? problemBox(queue) : pauseBanner(queue),
 		stats instanceof Problem && problemBox(stats),
-		statuses(params, stats instanceof Problem ? {} : stats.tasks),
+		statuses(params, stats instanceof Problem || FILTERS.some((name) => params.get(name)) ? {} : stats.tasks),
 		filters(params, agents instanceof Problem ? [] : agents),
 		bulk(context),
 		table({
