@@ -65,7 +65,7 @@ async function all({ state }) {
 function overview({ config, managed, params }, { state }) {
 	const said = state.said?.all;
 	const failed = said?.health instanceof Problem;
-	const isMissing = config.membridge_server_url === "" && (!said || failed);
+	const isMissing = said === null;
 	const part = (title, name, shown, ...more) => {
 		// Nothing answers: that is said once.
 		if (failed && name !== "health" && said[name].message === said.health.message) return null;

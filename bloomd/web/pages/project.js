@@ -45,7 +45,7 @@ export function renderProject({ id, managed }, context) {
 	const isManaged = managed && (managed instanceof Problem ? problemBox(managed) : managedProject(managed, context));
 	return [
 		h("header", { class: "bar" }, h("h1", {}, called), link("← Membridge", "membridge")),
-		card("Membridge", said ? led(id, called, said, context) : h("p", { class: "empty" }, t("membridge.asking"))),
+		card("Membridge", said ? led(id, called, said, context) : h("p", { class: "empty" }, t(said === null ? "membridge.missing" : "membridge.asking"))),
 		card(t("membridge.managedHere"), isManaged ?? h("p", { class: "empty" }, t("membridge.notManaged"))),
 	];
 }
