@@ -103,14 +103,13 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def start_site(postgres_server: PostgresServer) -> Callable[..., Any]:
+def start_site(postgres_server: PostgresServer, migrated: str) -> Callable[..., Any]:
     """Start a daemon on a database of its own, with these settings, for as long as a block lasts."""
 
     @contextmanager
     def started(**settings: Any) -> Iterator[Bloomd]:
         defaults = {"tasks.sweep_interval": 0.2, "tasks.retry_delay": 0.05, "http.drain_seconds": 0.1}
-        bloomd = Bloomd(postgres_server.create_database(), **(defaults | settings))
-        bloomd.migrate()
+        bloomd = Bloomd(postgres_server.create_database(migrated), **(defaults | settings))
         with bloomd:
             yield bloomd
             bloomd.stop()
