@@ -56,8 +56,8 @@ export function problemBox(problem, retry) {
 		"div",
 		{ class: "problem", role: "alert" },
 		h("strong", {}, whatFailed(problem)),
-		h("p", {}, problem.message),
-		problem.errors?.length > 1 && h("ul", {}, problem.errors.map(({ field, message }) => h("li", {}, `${field}: ${message}`))),
+		h("p", { lang: "en" }, problem.message),
+		problem.errors?.length > 1 && h("ul", { lang: "en" }, problem.errors.map(({ field, message }) => h("li", {}, `${field}: ${message}`))),
 		h("p", {}, whatToDo(problem)),
 		retry && button(t("app.again"), retry),
 	);

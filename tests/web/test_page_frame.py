@@ -97,6 +97,20 @@ async (folder) => Object.fromEntries(await Promise.all(
 """
 
 
+PLURALS = {"one", "few", "many", "other"}
+
+
+def flat(words, prefix: str = "") -> dict[str, str | dict[str, str]]:
+    """The texts of a catalogue by their whole names; those that differ by number stay together."""
+    texts = {}
+    for name, text in words.items():
+        if isinstance(text, dict) and not text.keys() <= PLURALS:
+            texts |= flat(text, f"{prefix}{name}.")
+        else:
+            texts[prefix + name] = text
+    return texts
+
+
 def parameters(text) -> set[str]:
     texts = text.values() if isinstance(text, dict) else [text]
     return {name for each in texts for name in re.findall(r"\{(\w+)\}", each)}
@@ -109,17 +123,21 @@ def test_every_word_is_there_in_both_languages(open_page):
     # What may be asked for: whole names, and beginnings of those that are put together.
     asked = set(re.findall(r"""\bt\(\s*["`]([\w.-]+)["`]""", source.decode()))
     assert asked
+    there = set()
     for name, catalogue in catalogues.items():
-        en, uk = catalogue["en"], catalogue["uk"]
+        en, uk = flat(catalogue["en"]), flat(catalogue["uk"])
+        there |= {f"{name}.{key}" for key in en}
         assert en.keys() == uk.keys(), name
         for key in en:
             assert parameters(en[key]) == parameters(uk[key]), (name, key)
             assert isinstance(en[key], dict) == isinstance(uk[key], dict), (name, key)
             if isinstance(en[key], dict):
                 assert en[key].keys() == {"one", "other"}, (name, key)
-                assert uk[key].keys() == {"one", "few", "many", "other"}, (name, key)
-    there = {f"{name}.{key}" for name, catalogue in catalogues.items() for key in catalogue["en"]}
+                assert uk[key].keys() == PLURALS, (name, key)
     assert asked - there == set()
+    whole = set(re.findall(r"""["`]([a-z]+\.[\w.-]+)["`]""", source.decode()))
+    begun = tuple(re.findall(r"`([a-z]+\.[\w.]*)\$\{", source.decode()))
+    assert [key for key in there - whole if not key.startswith(begun)] == []  # words that nobody needs
 
 
 @pytest.mark.parametrize(("locale", "title"), [("uk-UA", "Ключі"), ("en-GB", "Keys"), ("de", "Keys")])

@@ -80,7 +80,7 @@ function nodeTable(nodes, primary, promoted) {
 		empty: `${t("membridge.nodes")}: 0`,
 		columns: [
 			column("membridge.node", ({ node_id: worker }) => link(worker, "workers", { worker })),
-			column("membridge.role", ({ role }) => known(`membridge.role.${role}`, unknown(role === "unknown" ? null : role))),
+			column("membridge.role", ({ role }) => known(`membridge.roles.${role}`, unknown(role === "unknown" ? null : role))),
 			column("membridge.observations", (node) => count(node.obs_count), true),
 			column("membridge.sha", (node) => digest(node.db_sha, sha)),
 			column("membridge.seen", (node) => moment(node.last_seen)),

@@ -67,7 +67,7 @@ async function doTo(task, verb, reload) {
 
 // The sentence is the server's and in English; before it stands the kind of reason in the reader's language.
 function reasons({ reasons: found }) {
-	return h("ul", {}, found.map(({ code, sentence }) => h("li", {}, h("strong", {}, known(`tasks.why.${code}`, code)), " ", sentence)));
+	return h("ul", {}, found.map(({ code, sentence }) => h("li", {}, h("strong", {}, known(`tasks.reasons.${code}`, code)), " ", h("span", { lang: "en" }, sentence))));
 }
 
 function about(task) {
