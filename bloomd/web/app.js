@@ -79,7 +79,7 @@ async function load() {
 		const data = await PAGES[state.page].load(context);
 		// Of two at once the earlier may come last.
 		if (context !== state.context || began < state.shownAt) return;
-		Object.assign(state, { data, problem: null, shownAt: began });
+		Object.assign(state, { data, of: context.params, problem: null, shownAt: began });
 	} catch (error) {
 		if (context !== state.context || context.signal.aborted) return;
 		if (!(error instanceof Problem)) throw error;
@@ -161,7 +161,9 @@ async function signOut() {
 function draw() {
 	frame();
 	const page = PAGES[state.page];
-	const { data, problem, context } = state;
+	const { problem, context } = state;
+	// What is of another address stays until this one's is there, and not beside what went wrong with this one.
+	const data = problem && state.of !== context.params ? null : state.data;
 	const main = document.getElementById("main");
 	const isInside = main.contains(document.activeElement);
 	patch(

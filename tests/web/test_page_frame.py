@@ -240,3 +240,15 @@ def test_what_was_shown_stays_and_is_called_old_when_the_server_does_not_answer(
     page.unroute("**/api/runtime/**")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("main .problem")).to_have_count(0)
+
+
+def test_what_was_shown_of_another_address_does_not_stay_beside_what_went_wrong(populated, open_page, trouble):
+    trouble.expect("500")
+    one, other = populated[:2]
+    page = open_page(f"tasks?task={one}")
+    expect(page.locator("main .page")).to_contain_text(one)
+    page.route(f"**/llm-tasks/{other}*", lambda route: route.fulfill(status=500, json={"detail": "broken"}))
+    page.goto(f"{page.url.partition('#')[0]}#/tasks?task={other}")
+    expect(page.locator("main .problem")).to_contain_text("broken")
+    expect(page.locator("main")).not_to_contain_text(one)
+    expect(page.locator("main h1")).to_have_text("Tasks")
