@@ -170,6 +170,15 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     expect(button(page, re.compile("All that match"))).to_have_count(0)
 
 
+def test_many_that_are_cancelled_elsewhere_are_seen_to_be(api, create, open_page):
+    ids = [create() for _ in range(3)]
+    page, one = open_page("tasks"), open_page(f"tasks?task={ids[1]}")
+    expect(page.locator("tbody tr")).to_have_count(3)
+    api.post(f"{TASKS}/cancel", json={"filter": {"status": "queued"}}).raise_for_status()
+    expect(page.locator("tbody .badge").get_by_text("cancelled")).to_have_count(3)
+    expect(one.locator("main header .badge")).to_have_text("cancelled")
+
+
 def test_the_counts_are_right_at_last_however_old_the_snapshots_were(api, create, open_page):
     """Both what an event and what an action makes the page load may see a snapshot of a second ago."""
     for _ in range(3):

@@ -24,7 +24,8 @@ export const tasks = {
 
 	onEvent(type, entry, { params, state, redraw }) {
 		if (type === "reset") return false;
-		if (type === "audit") return entry.entity_type !== "queue";
+		// What is done to many tasks at once is told as one entry, about none of them.
+		if (type === "audit") return !["queue", "task"].includes(entry.entity_type);
 		if (entry.action === "task.progress") {
 			const task = params.has("task") ? state.task : state.rows?.find(({ id }) => id === entry.entity_id);
 			if (task?.id === entry.entity_id) Object.assign(task, { progress: entry.progress, progress_at: entry.timestamp });
