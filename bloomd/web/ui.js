@@ -190,7 +190,7 @@ export function dialog(title, content) {
 			before?.isConnected && before.focus();
 			resolve(value);
 		};
-		shown.onclose = () => shown.isConnected && close();
+		shown.onclose = () => shown.isConnected && !shown.hidden && close();
 		shown.append(h("h2", { id }, title), ...[content(close)].flat());
 		document.body.append(shown);
 		shown.showModal();
@@ -229,6 +229,7 @@ export function formDialog(title, { fields, submit, action, intro }) {
 						close(await submit(new FormData(form)));
 					} catch (error) {
 						if (!(error instanceof Problem)) throw error;
+						if (error.status === 401) return; // what was written is there again after the sign-in
 						problems.replaceChildren(problemBox(error));
 						problems.scrollIntoView({ block: "nearest" });
 					} finally {

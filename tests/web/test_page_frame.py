@@ -170,6 +170,34 @@ def test_back_goes_back_and_a_link_leads_there(api, open_page):
 # --- Live
 
 
+def test_back_is_where_one_was(api, open_page):
+    api.post(TASKS, json=[{"prompt": f"Task {number}"} for number in range(60)]).raise_for_status()
+    page = open_page("tasks")
+    link = page.locator("tbody tr").nth(50).get_by_role("link").first
+    link.scroll_into_view_if_needed()
+    top = page.evaluate("scrollY")
+    assert top > 500
+    prompt = link.inner_text()
+    link.click()
+    expect(page.locator("main .facts").first).to_be_visible()
+    page.wait_for_function("scrollY === 0")
+    page.go_back()
+    expect(page.get_by_role("link", name=prompt, exact=True)).to_be_focused()
+    assert abs(page.evaluate("scrollY") - top) < 50
+
+
+def test_back_changes_also_the_field_that_has_the_focus(populated, open_page):
+    page = open_page("tasks")
+    agent = page.get_by_label("Agent", exact=True)
+    agent.fill("nobody")
+    agent.press("Enter")
+    expect(page.locator("tbody tr")).to_have_count(0)
+    expect(agent).to_be_focused()
+    page.go_back()
+    expect(page.locator("tbody tr")).to_have_count(4)
+    expect(agent).to_have_value("")
+
+
 def test_a_change_made_elsewhere_is_shown_within_a_second(api, open_page):
     page = open_page("tasks")
     live(page, "live")
@@ -216,6 +244,18 @@ def test_a_stream_that_something_on_the_way_holds_back_is_not_called_live(api, h
     api.post(TASKS, json={"prompt": "Seen all the same"}).raise_for_status()
     expect(page.get_by_text("Seen all the same")).to_be_visible()
     page.goto("about:blank")  # or the proxy's end would be an error
+
+
+def test_without_a_database_that_is_said_at_once_and_so_is_its_return(open_page, trouble, start_site):
+    trouble.expect("503")
+    with start_site() as site:
+        page = open_page("tasks", site=site)
+        live(page, "live")
+        assert site.ctl("stop", "database").returncode == 0
+        expect(page.locator("main .problem")).to_be_visible(timeout=5000)
+        assert site.ctl("start", "database").returncode == 0
+        expect(page.locator("main .problem")).to_have_count(0, timeout=15_000)
+        page.close()
 
 
 def test_paused_nothing_moves(api, open_page):

@@ -170,6 +170,18 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     expect(button(page, re.compile("All that match"))).to_have_count(0)
 
 
+def test_a_filter_that_is_still_being_typed_counts(api, create, open_page):
+    create(agent_slug="geo")
+    create(agent_slug="other")
+    page = open_page("tasks")
+    page.get_by_label("Agent", exact=True).fill("geo")
+    button(page, "Cancel task: All that match:").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Agent: geo")
+    assert "Cancel 1 task?" in agree(page, "Cancel task")
+    expect(page.locator("#toasts")).to_contain_text("1 task cancelled.")
+    assert sorted(statuses(api)) == ["cancelled", "queued"]
+
+
 def test_many_that_are_cancelled_elsewhere_are_seen_to_be(api, create, open_page):
     ids = [create() for _ in range(3)]
     page, one = open_page("tasks"), open_page(f"tasks?task={ids[1]}")

@@ -25,8 +25,6 @@ export const membridge = {
 
 	async load(context) {
 		const { params, signal, state } = context;
-		if (state.at !== params.toString()) scrollTo(0, 0);
-		state.at = params.toString();
 		if (isOne(params)) return loadProject(context);
 		const [parts] = await Promise.all([
 			settle({

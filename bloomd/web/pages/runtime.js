@@ -19,9 +19,6 @@ export const runtime = {
 	types: ["audit"],
 
 	async load({ params, signal }) {
-		// Back also changes the field that has the focus, which `patch` leaves alone.
-		const search = document.getElementById("settings-search");
-		if (search) search.value = params.get("q") ?? "";
 		const [config, { settings, warnings }] = await Promise.all([
 			api.get("/runtime/config", {}, { signal }),
 			api.get("/runtime/settings", {}, { signal }),
