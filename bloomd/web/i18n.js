@@ -16,13 +16,26 @@ const CHOICE = "bloomd.language";
 export let language = chosen();
 
 function chosen() {
-	const wanted = [localStorage.getItem(CHOICE), ...navigator.languages.map((each) => each.slice(0, 2))];
+	const wanted = [remembered(), ...navigator.languages.map((each) => each.slice(0, 2))];
 	return wanted.find((each) => each in LANGUAGES) ?? "en";
 }
 
+// A browser that is told to keep nothing throws.
+function remembered() {
+	try {
+		return localStorage.getItem(CHOICE);
+	} catch {
+		return null;
+	}
+}
+
 export function choose(next) {
-	localStorage.setItem(CHOICE, next);
 	language = next;
+	try {
+		localStorage.setItem(CHOICE, next);
+	} catch {
+		// Then it is chosen for as long as the page is open.
+	}
 }
 
 function found(key) {

@@ -96,7 +96,7 @@ def test_a_node_is_promoted_when_that_is_confirmed(api, plane, open_page):
     expect(fact(page, "Until")).to_contain_text("in 29 min")
     page.get_by_role("button", name="Promote: n2").click()
     expect(page.get_by_role("dialog")).to_contain_text("primary of led, under a new epoch. Now: n1, epoch 4.")
-    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Back").click()
     assert plane.primary[LED] == "n1"
     page.get_by_role("button", name="Promote: n2").click()
     page.get_by_label("For how long").select_option("28800")

@@ -144,7 +144,7 @@ def test_what_is_selected_is_cancelled(api, create, open_page):
     create()
     expect(page.locator("tbody tr")).to_have_count(4)
     button(page, "Cancel task: 2 selected:").click()
-    assert "Cancel 2 tasks?" in agree(page, "Cancel task")
+    assert "Cancel 2 tasks?" in agree(page, "Cancel 2 tasks")
     expect(page.locator("#toasts")).to_contain_text("2 tasks cancelled.")
     assert sorted(statuses(api)) == ["cancelled", "cancelled", "queued", "queued"]
 
@@ -159,7 +159,7 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     button(page, "Cancel task: All that match:").click()
     expect(page.get_by_role("dialog")).to_contain_text("Cancel 130 tasks?")
     api.post(TASKS, json={"prompt": "one that was not counted", "agent_slug": "geo"})
-    agree(page, "Cancel task")
+    agree(page, "Cancel 130 tasks")
     expect(page.locator("#toasts")).to_contain_text("130 tasks cancelled.")
     expect(page.locator("tbody .badge").get_by_text("cancelled")).to_have_count(99)
     expect(page.locator("main .count")).to_have_count(0)  # those of all tasks would say nothing of these
@@ -177,7 +177,7 @@ def test_a_filter_that_is_still_being_typed_counts(api, create, open_page):
     page.get_by_label("Agent", exact=True).fill("geo")
     button(page, "Cancel task: All that match:").click()
     expect(page.get_by_role("dialog")).to_contain_text("Agent: geo")
-    assert "Cancel 1 task?" in agree(page, "Cancel task")
+    assert "Cancel 1 task?" in agree(page, "Cancel 1 task")
     expect(page.locator("#toasts")).to_contain_text("1 task cancelled.")
     assert sorted(statuses(api)) == ["cancelled", "queued"]
 
@@ -219,7 +219,7 @@ def test_the_counts_are_right_at_last_however_old_the_snapshots_were(api, create
     page.route("**/api/runtime/stats", stats)
     page.route("**/api/runtime/llm-tasks/cancel", cancel)
     button(page, "Cancel task: All that match:").click()
-    agree(page, "Cancel task")
+    agree(page, "Cancel 3 tasks")
     expect(page.locator("main .switch")).to_contain_text("cancelled 3")
 
 
@@ -233,6 +233,14 @@ def test_the_queue_is_paused_and_resumed(api, create, open_page):
     button(page, "Resume the queue").click()
     expect(page.locator("main .paused")).to_have_count(0)
     assert not api.get("/api/runtime/queue").json()["paused"]
+
+
+def test_a_long_reason_of_a_pause_fits_a_narrow_page(api, open_page):
+    api.post("/api/runtime/queue", json={"paused": True, "reason": "x" * 900})
+    page = open_page("tasks", width=360)
+    expect(page.locator("main .paused")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    api.post("/api/runtime/queue", json={"paused": False})
 
 
 def test_what_cannot_be_had_is_said(create, open_page, trouble):

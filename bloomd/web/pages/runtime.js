@@ -64,7 +64,7 @@ function proxy(config, settings, context) {
 			{ hint: t("runtime.keyHint"), error: errors.admin_key },
 		),
 		origin(key, config, reload),
-		state.problem && problemBox(state.problem),
+		state.problem && problemBox(state.problem, null),
 		h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, t("runtime.save"))),
 	);
 }

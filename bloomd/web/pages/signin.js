@@ -21,7 +21,7 @@ export function signIn({ expired, signedIn }) {
 			signedIn(session);
 		} catch (error) {
 			if (!(error instanceof Problem)) throw error;
-			shown.replaceChildren(problemBox(error));
+			shown.replaceChildren(problemBox(error, null));
 			form.elements.key.select();
 		} finally {
 			form.querySelector("[type=submit]").disabled = false;

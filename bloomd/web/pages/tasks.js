@@ -190,7 +190,7 @@ function bulk(context) {
 
 async function toSelected(verb, { state, reload }) {
 	const ids = [...state.selected];
-	if (!(await confirm(t(`tasks.${verb}Title`, { n: ids.length }), t(`tasks.${verb}What`), { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
+	if (!(await confirm(t(`tasks.${verb}Title`, { n: ids.length }), t(`tasks.${verb}What`), { danger: verb === "cancel" }))) return;
 	const refused = [];
 	let done = 0;
 	const next = async () => {
@@ -221,7 +221,7 @@ async function toMatching(verb, { state, reload }) {
 	if (n === 0) return toast(t("tasks.noMatch"), { kind: "bad" });
 	const which = Object.entries(filter).map(([name, value]) => h("li", {}, `${t(`tasks.${name}`)}: `, name === "status" ? badge(value) : value));
 	const what = [t(`tasks.${verb}What`), h("ul", {}, which)];
-	if (!(await confirm(t(`tasks.${verb}Title`, { n }), what, { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
+	if (!(await confirm(t(`tasks.${verb}Title`, { n }), what, { danger: verb === "cancel" }))) return;
 	await act(() => api.post(path, { ...body, dry_run: false }, { timeout: 600_000 }), ({ changed }) => t(`tasks.${verb}Done`, { n: changed }));
 	reload();
 }
