@@ -179,7 +179,14 @@ def _errors(value: object, type: Any, path: str) -> Iterator[FieldError]:
         try:
             msgspec.convert(value, type)
         except msgspec.ValidationError as error:
-            yield FieldError(path, str(error))
+            yield FieldError(path, _rule(type) or str(error))
+
+
+def _rule(annotation: Any) -> str | None:
+    """What a type says itself of its values, better than a pattern does: the end of a sentence that begins with the
+    field."""
+    metas = (meta for part in (annotation, *get_args(annotation)) for meta in getattr(part, "__metadata__", ()))
+    return next((meta.extra["rule"] for meta in metas if isinstance(meta, msgspec.Meta) and meta.extra), None)
 
 
 def _struct(annotation: Any) -> type[msgspec.Struct] | None:

@@ -25,6 +25,9 @@ EXTRA_DEPTH = 16
 CONCURRENCY_LIMIT = 32
 INTEGER_LIMIT = 2**31 - 1
 
+# No names: clients and proxies take them out of a path, so that nobody could ask for such an agent, or remove it.
+DOTS = frozenset({".", ".."})
+
 STATUSES = frozenset({"online", "offline", "syncing", "error", "unknown"})
 
 # NUL and halves of surrogate pairs: JSON can write them, PostgreSQL's text and jsonb cannot hold them.
@@ -90,7 +93,7 @@ def _agent(item: dict[str, Any], now: float) -> Agent | None:
     # A name that cannot be used is not replaced by an id: the agent would come back as another worker.
     candidates = (item.get("name"), node_id, item.get("id"))
     id = text(next((candidate for candidate in candidates if candidate is not None), None), NAME_LIMIT)
-    if id is None:
+    if id is None or id in DOTS:
         return None
     return Agent(
         id=id,

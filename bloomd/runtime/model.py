@@ -135,8 +135,18 @@ class AuditEntry(msgspec.Struct, frozen=True):
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 WorkerName = Annotated[str, Meta(min_length=1, max_length=128)]
-# Stands in paths and on terminals: no slash, no control character.
-NewWorkerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[^/\x00-\x1f\x7f]+\Z")]
+# Stands in paths and on terminals: no slash, no control character, and neither `.` nor `..`, which clients and proxies
+# take out of a path.
+WORKER_NAME_RULE = "must be 1 to 128 characters, none of them a slash or a control character, and neither `.` nor `..`"
+NewWorkerName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        pattern=r"\A(?!\.{1,2}\Z)[^/\x00-\x1f\x7f]+\Z",
+        extra={"rule": WORKER_NAME_RULE},
+    ),
+]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 EpochMs = Annotated[int, Meta(ge=0, le=253_402_300_799_000)]  # the end of the year 9999
 

@@ -23,7 +23,7 @@ from bloomd.runtime import workers
 from bloomd.runtime.database import Database
 from bloomd.runtime.ids import new_id
 from bloomd.runtime.keys import Holder, digest, new_secret
-from bloomd.runtime.model import NewWorkerName
+from bloomd.runtime.model import WORKER_NAME_RULE, NewWorkerName
 from bloomd.runtime.pages import Page
 from bloomd.runtime.refusals import NotFound, Refusal
 
@@ -295,4 +295,4 @@ def _check_name(worker: str) -> None:
     try:
         msgspec.convert(worker, NewWorkerName)
     except msgspec.ValidationError as error:
-        raise BadWorker(f"No worker can have this name: {error}") from error
+        raise BadWorker(f"No worker can have this name: it {WORKER_NAME_RULE}") from error

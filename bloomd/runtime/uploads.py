@@ -167,7 +167,15 @@ class NewArtifact(msgspec.Struct, frozen=True):
     """What a worker says of an artifact that it uploads."""
 
     lease_id: str
-    name: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^/\x00-\x1f\x7f-\x9f]+\Z")]
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=255,
+            pattern=r"\A(?!\.{1,2}\Z)[^/\x00-\x1f\x7f-\x9f]+\Z",
+            extra={"rule": "must be 1 to 255 characters, no slash or control character, and neither `.` nor `..`"},
+        ),
+    ]
     type: Name = "UPLOAD"
     tags: Annotated[list[Label], Meta(max_length=64)] = []
     content_type: Annotated[str, Meta(max_length=255, pattern=r"\A[!-~]+/[ -~]+\Z")] | None = None

@@ -1,5 +1,6 @@
 """Workers over HTTP."""
 
+import psycopg
 import pytest
 
 WORKER_FIELDS = {
@@ -54,6 +55,8 @@ def test_removing_a_worker(api, create, register):
         ({"name": "x" * 129}, "name"),
         ({"name": "a/b"}, "name"),
         ({"name": "a\nb"}, "name"),
+        ({"name": "."}, "name"),
+        ({"name": ".."}, "name"),
         ({"name": "w", "url": "http://user:secret@h:1/"}, "url"),
         ({"name": "w", "url": "ftp://x"}, "url"),
         ({"name": "w", "status": "busy"}, "status"),
@@ -66,6 +69,32 @@ def test_bad_registrations(api, body, field):
     answer = api.post("/api/runtime/workers", json=body)
     assert answer.status_code == 400
     assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+def test_a_name_that_no_path_can_have_is_refused_everywhere_in_a_sentence(api):
+    for name in (".", ".."):
+        written = name.replace(".", "%2E")
+        refused = (
+            api.post("/api/runtime/workers", json={"name": name}),
+            api.post(f"/api/runtime/workers/{written}/tokens"),
+            api.post("/api/runtime/enrolments", json={"worker": name}),
+            api.get("/api/runtime/agent-install-script", params={"node_id": name}),
+            api.put(f"/api/runtime/leases/x/artifacts/{written}", content=b"x"),
+        )
+        assert [answer.status_code for answer in refused] == [400] * 5
+        assert all("and neither `.` nor `..`" in answer.json()["error"] for answer in refused)
+        for kind, sent in (("keys", {}), ("projects", {"repo_url": "https://git.example/x"})):
+            assert api.post(f"/api/runtime/{kind}", json={"name": name, **sent}).status_code == 400
+    assert api.post("/api/runtime/workers", json={"name": "..."}).status_code == 201
+
+
+def test_one_that_has_such_a_name_already_is_removed_by_it(daemon, api):
+    with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
+        connection.execute("INSERT INTO workers (id, node_id, url) VALUES ('.', '.', ''), ('..', '..', '')")
+    for name in (".", ".."):
+        written = name.replace(".", "%2E")
+        assert api.get(f"/api/runtime/workers/{written}").json()["id"] == name
+        assert api.delete(f"/api/runtime/workers/{written}").json() == {"removed": True, "id": name}
 
 
 def test_capabilities_that_bloomd_does_not_read_are_few(api, register):

@@ -45,7 +45,7 @@ def test_the_id_is_name_or_node_id_or_id(fields: dict[str, Any], id: str) -> Non
     "bad",
     [
         None, 17, "w", [], {}, {"name": ""}, {"name": "a\0b"}, {"name": "n" * 129}, {"name": True}, {"name": ["w"]},
-        {"name": "", "id": "i"}, {"name": "\ud800"},
+        {"name": "", "id": "i"}, {"name": "\ud800"}, {"name": "."}, {"node_id": ".."},
     ],
 )  # fmt: skip
 def test_a_malformed_agent_spoils_no_other(bad: Any) -> None:

@@ -244,6 +244,7 @@ SELECT = f"/projects/{PROJECT}/leadership/select"
         ("/agents", b"{}", 422),
         ("/agents", b'{"name": "a\\u0000b"}', 422),
         ("/agents", b'{"name": "' + b"n" * 129 + b'"}', 422),
+        ("/agents", b'{"name": ".."}', 422),
         ("/agents", b'{"name": "w1", "url": "ftp://x"}', 422),
         ("/projects", b'{"name": ""}', 422),
         ("/projects", b'{"name": "atlas", "canonical_id": "../x"}', 422),

@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from bloomd.membridge.agents import (
+    DOTS,
     LABEL_LIMIT,
     NAME_LIMIT,
     capabilities,
@@ -129,10 +130,10 @@ def name(body: dict[str, Any], field: str, limit: int = NAME_LIMIT) -> str:
     """What somebody or something is called.
 
     Raises:
-        Refused: 422, it is missing, or cannot be stored.
+        Refused: 422, it is missing, cannot be stored, or cannot stand in a path.
     """
-    if (found := text(body.get(field), limit)) is None:
-        raise Refused(422, f"{field}: expected text of 1 to {limit} characters, none of them NUL")
+    if (found := text(body.get(field), limit)) is None or found in DOTS:
+        raise Refused(422, f"{field}: expected text of 1 to {limit} characters, none of them NUL, and not `.` or `..`")
     return found
 
 
