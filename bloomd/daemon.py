@@ -93,6 +93,7 @@ class Daemon:
             lambda: node.settings.database,
             auto_migrate=auto_migrate,
             config_option=config_option,
+            stopping=node.stopping.is_set,
         )
         node.keys.on_change = self._on_keys
         self.audit = ControlAudit(node.database)

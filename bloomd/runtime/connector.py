@@ -30,6 +30,9 @@ CLIENT_MARGIN = 5.0
 # What the deployment guide promises, and the oldest that is still maintained.
 OLDEST_SERVER = 140000
 
+STOPPING = "bloomd is stopping"
+STOPPED = "the database service of this bloomd is stopped; `bloomd-ctl start database` starts it"
+
 
 class Connector:
     def __init__(
@@ -39,11 +42,14 @@ class Connector:
         *,
         auto_migrate: bool = False,
         config_option: str = "",
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`stopping`: whether this service ends because all of bloomd does."""
         self._database = database
         self._settings = settings
         self._auto_migrate = auto_migrate
         self._config_option = config_option
+        self._stopping = stopping
         self._pool: Pool | None = None
         self._taken = False
 
@@ -54,7 +60,7 @@ class Connector:
             Unavailable: PostgreSQL is away, or has gone.
             Misconfigured: it refuses us, or its schema is not ours; the text has the command that helps.
         """
-        reason = "bloomd is stopping, or its database service is"
+        reason = None
         try:
             self._open(await self.prepare(self._settings()))
             task_status.started()
@@ -65,7 +71,7 @@ class Connector:
             reason = one_line(error)
             raise
         finally:
-            self._database.close(reason)
+            self._database.close(reason or (STOPPING if self._stopping() else STOPPED))
             pool, self._pool = self._pool, None
             if pool:
                 with trio.CancelScope(shield=True):  # closes what is idle: nothing to wait for

@@ -24,8 +24,17 @@ async def test_statements_run_only_while_the_service_does(conninfo):
         assert await tasks.listing(database, Page()) == []
         assert database.schema == MIGRATIONS[-1].version
         nursery.cancel_scope.cancel()
-    with pytest.raises(Unavailable, match="stopping"):
+    with pytest.raises(Unavailable, match=r"service of this bloomd is stopped; `bloomd-ctl start database`"):
         await tasks.listing(database, Page())
+
+
+async def test_the_stop_of_all_is_told_from_that_of_the_service(conninfo):
+    database = Database()
+    service = Connector(database, lambda: model.Database(url=conninfo), stopping=lambda: True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(service.run)
+        nursery.cancel_scope.cancel()
+    assert database.away == "bloomd is stopping"
 
 
 async def test_an_unmigrated_and_a_newer_schema_are_refused(database):
