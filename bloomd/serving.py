@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import secrets as random_secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -80,10 +79,7 @@ def dev(options: argparse.Namespace) -> None:
             f"--dir: {directory} cannot be a directory: {error.strerror}; choose another one"
         ) from error
     embedded = None if os.environ.get("DATABASE_URL") else Embedded(directory / "postgres")
-    preset: dict[str, object] = {
-        "control.socket": str(directory / "bloomd.sock"),
-        "http.session_secret": random_secrets.token_urlsafe(32),
-    }
+    preset: dict[str, object] = {"control.socket": str(directory / "bloomd.sock")}
     if embedded:
         preset["database.url"] = embedded.conninfo
     explicit: dict[str, object] = {}

@@ -48,7 +48,7 @@ def begin(secret: str, hash: str, actor: str) -> tuple[Session, str]:
 
 
 def session_in(value: str, http: Http, keys: KeyRing) -> Session | None:
-    """The session that a cookie stands for; None when it was never one, or is one no longer."""
+    """The session that a cookie stands for, whose key is hereby used; None when it was never one, or is none now."""
     secret = signing_secret(http, keys)
     said, _, signature = value.rpartition(".")
     if secret is None or not hmac.compare_digest(_signature(secret, said).encode(), signature.encode()):
@@ -56,8 +56,12 @@ def session_in(value: str, http: Http, keys: KeyRing) -> Session | None:
     id, expires, mark = said.split(".")
     if int(expires) <= _now_ms() or keys.sessions.is_ended(id):
         return None
-    actor = next((name for hash, name in _hashes(http, keys) if _mark(secret, hash) == mark), None)
-    return None if actor is None else Session(id, actor, int(expires))
+    key = next((each for each in _hashes(http, keys) if _mark(secret, each[0]) == mark), None)
+    if key is None:
+        return None
+    hash, actor = key
+    keys.note_use(hash)
+    return Session(id, actor, int(expires))
 
 
 def signing_secret(http: Http, keys: KeyRing) -> str | None:

@@ -48,7 +48,7 @@ class KeyRing:
     @property
     def known(self) -> bool:
         """Whether all was read at least once."""
-        return self._keys.known and self._tokens.known
+        return self._keys.known and self._tokens.known and self.sessions.known
 
     @property
     def has_keys(self) -> bool:
@@ -93,6 +93,10 @@ class KeyRing:
     def worker_of(self, secret: bytes) -> str | None:
         """The worker with this token, which is hereby used; None when there is none."""
         return self._tokens.holder_of(secret) if tokens.is_token(secret) else None
+
+    def note_use(self, hash: str) -> None:
+        """The key with this hash is used, by a session; the configured one is no affair of the database."""
+        self._keys.note_use(hash)
 
     async def add(self, name: str, *, actor: str) -> MadeKey:
         """Make a key that is valid here when this returns.
@@ -242,8 +246,12 @@ class _Held:
         hash = keys.digest(secret)
         holder = self._holders.get(hash)
         if holder is not None:
-            self._used[hash] = trio.current_time()
+            self.note_use(hash)
         return holder
+
+    def note_use(self, hash: str) -> None:
+        if hash in self.holders:
+            self._used[hash] = trio.current_time()
 
     def take(self, secret: str, holder: str) -> bool:
         """Whether it counts from now on: one that is not known at all yet is read with the others."""

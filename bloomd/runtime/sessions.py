@@ -56,14 +56,19 @@ class Sessions:
         self._database = database
         self.secret: str | None = None
         """What signs them where the configuration has nothing to sign with; None until it was read."""
-        self._ended: frozenset[str] = frozenset()
+        self._ended: frozenset[str] | None = None
 
     def __repr__(self) -> str:
-        return f"<Sessions {len(self._ended)} ended>"
+        return f"<Sessions {len(self._ended)} ended>" if self._ended is not None else "<Sessions not known yet>"
+
+    @property
+    def known(self) -> bool:
+        """Whether all was read at least once."""
+        return self._ended is not None
 
     def is_ended(self, id: str) -> bool:
-        """Whether somebody has signed out of this one."""
-        return id in self._ended
+        """Whether somebody has signed out of this one, or may have: as long as nothing was read, nobody is let in."""
+        return self._ended is None or id in self._ended
 
     async def renew(self) -> bool:
         """Read all anew; whether anything has changed.
@@ -93,7 +98,8 @@ class Sessions:
             Unavailable: the database is away, and it goes on.
         """
         await self._database.change(_Ended, END, id=id, expires_at=expires_at, actor=actor)
-        self._ended |= {id}
+        if self._ended is not None:  # else it is read with the others
+            self._ended |= {id}
 
     async def _read_secret(self) -> str | None:
         known = await self._database.row(_Secret, SECRET)

@@ -71,6 +71,8 @@ def dev() -> Iterator[Callable[..., Dev]]:
 def test_ctrl_c_stops_everything_and_the_next_start_finds_its_data(dev):
     first = dev()
     task = httpx.post(f"{first.api}/llm-tasks", json={"prompt": "x"}).json()["id"]
+    key = httpx.post(f"{first.api}/keys", json={"name": "olena"}).json()["secret"]
+    page = httpx.post(f"{first.api}/session", json={"key": key}).cookies
     said = first.output.read_text()
     for what in (str(first.port), str(first.directory / "bloomd.sock"), "bloomd-ctl", f"curl {first.api}", "Ctrl-C"):
         assert what in said
@@ -79,7 +81,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_finds_its_data(dev):
     assert first.servers() == []
     assert not (first.directory / "bloomd.sock").exists()
     second = dev()
-    assert httpx.get(f"{second.api}/llm-tasks/{task}").json()["status"] == "queued"
+    assert httpx.get(f"{second.api}/llm-tasks/{task}", cookies=page).json()["status"] == "queued"
     assert second.end(signal.SIGTERM) == 0
 
 

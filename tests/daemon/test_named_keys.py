@@ -114,6 +114,19 @@ def test_the_last_use_is_recorded_at_the_orderly_stop_and_meanwhile(bloomd, clie
     assert shown["last_used_at"] > found["used"]
 
 
+def test_what_is_done_on_the_page_uses_the_key_that_was_signed_in_with(bloomd, client, database):
+    daemon = bloomd().start()
+    page = client(daemon)
+    assert page.post("/api/runtime/session", json={"key": add(daemon.http, "olena")}).status_code == 200
+    assert daemon.stop() == 0
+    signed_in = last_used(database)["olena"]
+    assert signed_in is not None
+    daemon.start()
+    eventually(lambda: status(page) == 200)
+    assert daemon.stop() == 0
+    assert last_used(database)["olena"] > signed_in
+
+
 def test_a_secret_in_the_place_of_a_name_is_not_written_down_by_the_control_socket(bloomd):
     daemon = bloomd().start()
     secret = add(daemon.http, "ci")
@@ -141,6 +154,7 @@ def test_what_changed_while_a_node_had_no_database_counts_when_it_is_back(bloomd
     daemon = bloomd(server.conninfo()).start()
     named = client(daemon, add(daemon.http, "ci"))
     assert daemon.ctl("stop", "database").returncode == 0
+    assert "`bloomd-ctl start database`" in named.get(STATS).json()["error"]
     assert daemon.ctl("stop", "notifications").returncode == 0
     server.execute("DELETE FROM api_keys")
     assert daemon.ctl("start", "database").returncode == 0

@@ -61,6 +61,19 @@ async def test_what_is_over_anyway_is_forgotten_an_hour_later(db, sql, shift_clo
     assert sql("SELECT id FROM ended_sessions") == [("s2",)]
 
 
+async def test_nothing_is_known_before_the_ended_ones_are(db):
+    held = Held(db, sessions.ENDED)
+    node = KeyRing(held)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.renew)
+        await held.reading.wait()
+        assert not node.known
+        assert node.sessions.is_ended("s1")
+        held.go_on.set()
+    assert node.known
+    assert not node.sessions.is_ended("s1")
+
+
 async def test_what_was_read_before_a_sign_out_does_not_bring_the_session_back(db):
     held = Held(db, sessions.ENDED)
     node = KeyRing(held)
