@@ -69,6 +69,9 @@ RESOURCES = (
     status,
 )
 
+# What somebody without a key sends is a key or a code.
+STRANGERS_BYTES = 8 * 1024
+
 
 def create_app(node: Node) -> App:
     """The whole HTTP side of a node. It reads the node's settings anew for every request."""
@@ -89,6 +92,8 @@ def create_app(node: Node) -> App:
 
 def max_body_bytes(scope: Scope, http: Http) -> int:
     """What the body of this request may have. Whether a route takes it is decided later, so this judges the path."""
+    if not scope["state"]["caller"].authenticated:
+        return STRANGERS_BYTES
     return http.max_artifact_bytes if artifacts.is_upload(scope) else http.max_body_bytes
 
 

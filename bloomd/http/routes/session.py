@@ -62,13 +62,13 @@ async def sign_in(request: Req) -> Response[Standing]:
     """An API key, for a cookie that stands for it for 12 hours, until the sign-out, or until the key is removed."""
     node, client = node_of(request), caller(request).client
     http, keys = node.settings.http, node.keys
-    offered = await read(request, SignIn)
     if is_off(http, keys):
         raise Problem(409, "No API key is set, so there is nothing to sign in with: all is open", type="conflict")
     if not keys.known:
         raise Unavailable(UNKNOWN)
     attempts = request.app.state["sign_ins"]
-    attempts.spend(client)
+    attempts.spend(client)  # before what is offered is read: who is over the limit sends nothing
+    offered = await read(request, SignIn)
     key = key_of(offered.key, http, keys)
     if key is None:
         raise unauthorized("This is not an API key of this server; `bloomd-ctl key add NAME` makes one")
@@ -76,6 +76,7 @@ async def sign_in(request: Req) -> Response[Standing]:
     if secret is None:
         raise Unavailable("Nobody can sign in yet: the secret for it has not been read from PostgreSQL")
     hash, actor = key
+    keys.note_use(hash)
     session, value = begin(secret, hash, actor)
     await keys.sessions.note_begin(session.id, actor=actor, client=client)
     attempts.forgive(client)
