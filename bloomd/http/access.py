@@ -126,7 +126,7 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
         method, path = scope["method"], scope["path"]
         if session := _session_of(scope, http, keys):
             if scope["method"] not in SAFE:
-                _check_origin(scope, secure=is_secure(scope, http.trusted_proxies), required=True)
+                _check_origin(scope, required=True)
             return Caller(client, doubtful, session.actor, authenticated=True, session=session)
         worker = _worker_of(scope, keys)
         if worker is not None and OF_WORKERS.fullmatch(f"{method} {path}"):
@@ -149,7 +149,7 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
                 "nothing else; use an API key",
                 type="not-for-workers",
             )
-        secrets = any(map(is_secret, _secrets(scope))) or "bloomd=" in _header(scope, b"cookie")
+        secrets = any(map(is_secret, _secrets(scope))) or "bloomd=" in _cookies(scope)
         if not keys.known and (http.api_key is None or secrets):
             raise Problem(
                 503,
@@ -228,7 +228,7 @@ def _name_of_key(scope: Scope, key: str | None, keys: KeyRing) -> str | None:
 
 def _session_of(scope: Scope, http: Http, keys: KeyRing) -> Session | None:
     """What was signed in on the page; None without it."""
-    cookies = _header(scope, b"cookie")
+    cookies = _cookies(scope)
     if "bloomd" not in cookies or _header(scope, b"sec-fetch-site") in ("cross-site", "same-site"):
         return None
     name = SECURE_COOKIE if is_secure(scope, http.trusted_proxies) else COOKIE
@@ -264,17 +264,26 @@ def _check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
     )
 
 
-def _check_origin(scope: Scope, *, secure: bool = False, required: bool = False) -> None:
-    origin = _header(scope, b"origin")
-    scheme, _, host = origin.lower().partition("://")
-    is_own = host == _header(scope, b"host").lower() != "" and not (secure and scheme != "https")
-    if (origin or required) and not is_own:
+def _check_origin(scope: Scope, *, required: bool = False) -> None:
+    origin, host = _header(scope, b"origin"), _header(scope, b"host")
+    # No page elsewhere can have a browser say this, so here it need not come from a proxy that is trusted.
+    forwarded = _header(scope, b"x-forwarded-proto").partition(",")[0].strip()
+    scheme = "https" if scope["scheme"] == "https" else forwarded or "http"
+    if (origin or required) and not (host and origin.lower() == f"{scheme}://{host}".lower()):
         page = f"A page of {origin[:100]!r}" if origin else "What does not say of which page it comes (Origin)"
-        raise Problem(403, f"{page} may not use this server", type="origin-not-allowed")
+        detail = f"{page} may not use this server"
+        if host and origin.lower() == f"https://{host}".lower():
+            detail += ", which is asked without TLS; the proxy in front of it must send X-Forwarded-Proto"
+        raise Problem(403, detail, type="origin-not-allowed")
 
 
 def _header(scope: Scope, wanted: bytes) -> str:
     return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
+
+
+def _cookies(scope: Scope) -> str:
+    """All of them: a proxy may have split what a browser sends as one header."""
+    return "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
 
 
 def _host_name(host: str) -> str:
@@ -311,5 +320,6 @@ def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bo
 
 @lru_cache(maxsize=1024)
 def _plain(address: str) -> str:
-    """An IPv4 address as one, also when it came over a socket for both."""
-    return str(getattr(_parsed(address), "ipv4_mapped", None) or address)
+    """An address as it is usually spelled, an IPv4 address as one, also when it came over a socket for both."""
+    parsed = _parsed(address)
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed or address)

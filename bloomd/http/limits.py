@@ -1,6 +1,11 @@
-"""How often one client may do what costs it nothing: fixed windows, in memory, for each node on its own."""
+"""How often one client may do what costs it nothing: fixed windows, in memory, for each node on its own.
+
+Whoever has IPv6 has a network of 2^64 addresses, so of those a whole /64 is one client.
+"""
 
 from collections import OrderedDict
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 
 import trio
 
@@ -24,7 +29,7 @@ class Limiter:
         Raises:
             Problem: 429, that was one too many; it says when to come back.
         """
-        now = trio.current_time()
+        client, now = _one(client), trio.current_time()
         until, spent = self._windows.get(client, (0.0, 0))
         if now >= until:
             until, spent = now + self.seconds, 0
@@ -49,6 +54,17 @@ class Limiter:
 
     def forgive(self, client: str) -> None:
         """Take back what was counted last."""
+        client = _one(client)
         if client in self._windows:
             until, spent = self._windows[client]
             self._windows[client] = (until, max(0, spent - 1))
+
+
+@lru_cache(maxsize=1024)
+def _one(client: str) -> str:
+    """Whom this address is counted as."""
+    try:
+        address = ip_address(client)
+    except ValueError:
+        return client
+    return str(IPv6Address(int(address) >> 64 << 64)) if isinstance(address, IPv6Address) else client

@@ -63,11 +63,15 @@ def with_page(app: App, page: dict[str, File]) -> App:
     """Answer for the page's files, and leave all else to the application."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        file = page.get(scope["path"])
+        path = scope["path"]
+        file = page.get(path)
+        if file is None and (path == "/favicon.ico" or path.startswith("/web/")):
+            # Browsers ask for these without a key: nobody guesses one by that.
+            raise Problem(404, "The page has no such file; load it again, it may be of another version")
         if file is None:
             await app(scope, receive, send)
             return
-        scope["path_template"] = "/" if scope["path"] == "/" else "/web/{file}"
+        scope["path_template"] = "/" if path == "/" else "/web/{file}"
         if scope["method"] != "GET":
             raise Problem(405, "The page is only there to be read", headers={"allow": allow({"GET"})})
         unchanged = any(

@@ -22,6 +22,7 @@ def scope(path="/api/runtime/stats", *, method="GET", client=("127.0.0.1", 4000)
     encoded = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     return {
         "type": "http",
+        "scheme": "http",
         "method": method,
         "path": path,
         "headers": encoded,
@@ -143,6 +144,8 @@ async def test_without_a_key_the_host_must_be_known(host, status):
     ("origin", "status"),
     [
         ("http://localhost:5000", 0),
+        ("https://localhost:5000", 403),
+        ("ftp://localhost:5000", 403),
         ("http://[", 403),
         ("http://localhost:3000", 403),
         ("https://evil.example.org", 403),
@@ -151,6 +154,15 @@ async def test_without_a_key_the_host_must_be_known(host, status):
 )
 async def test_without_a_key_the_origin_must_be_our_own(origin, status):
     assert (await ask(Http(), host="localhost:5000", origin=origin))[0] == status
+
+
+async def test_the_proxy_that_speaks_tls_says_so_and_need_not_be_trusted():
+    asked = {"host": "sandbox.example", "origin": "https://sandbox.example", "client": ("10.1.1.1", 1)}
+    settings = Http(allowed_hosts=("sandbox.example",))
+    assert (await ask(settings, **asked))[0] == 403
+    assert (await ask(settings, **asked, x_forwarded_proto="https"))[0] == 0
+    assert (await ask(settings, **asked, x_forwarded_proto="https, http"))[0] == 0
+    assert (await ask(settings, **asked, x_forwarded_proto="http"))[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -168,6 +180,7 @@ async def test_without_a_key_the_origin_must_be_our_own(origin, status):
         (None, None, ("unix:", False)),
         (("127.0.0.1", 1), "garbage", ("127.0.0.1", True)),
         (("127.0.0.1", 1), "garbage, 127.0.0.1", ("127.0.0.1", True)),
+        (("127.0.0.1", 1), "2001:DB8:0:0::0:1", ("2001:db8::1", False)),
     ],
 )
 def test_the_client_behind_proxies(client, forwarded, expected):
@@ -314,6 +327,18 @@ async def test_a_limit_is_per_client_and_ends_with_its_window(autojump_clock):
     assert refused.value.headers["retry-after"] == "60"
     await trio.sleep(60)
     limiter.spend("a")
+
+
+async def test_a_network_of_ipv6_is_one_client_however_it_is_spelled():
+    limiter = Limiter(limit=3, seconds=60)
+    for address in ("2001:db8::1", "2001:DB8:0:0:0::2", "2001:db8::ffff:0:0:1"):
+        limiter.spend(address)
+    with pytest.raises(Problem):
+        limiter.spend("2001:db8:0:0:1:2:3:4")
+    limiter.forgive("2001:db8::9")
+    limiter.spend("2001:db8::1")
+    for other in ("2001:db8:0:1::1", "::1", "9.9.9.9", "unix:"):
+        limiter.spend(other)
 
 
 async def test_guessing_is_limited_and_the_right_key_is_not():

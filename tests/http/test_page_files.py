@@ -62,17 +62,24 @@ async def test_it_is_only_read():
 
 
 async def test_all_else_is_left_to_the_application():
+    for path in ("/web", "//", "/index.html", "/favicon.ico/"):
+        assert (await get(path))[0] == 299
+
+
+async def test_a_file_that_is_not_there_is_a_404_whoever_asks():
+    """A page of another version asks for it without a key; that is no failed log-in."""
     [digest] = {path.split("/")[2] for path in PAGE if path != "/"}
     for path in (
-        "/web",
+        "/favicon.ico",
+        "/web/",
         f"/web/{digest}",
         f"/web/{digest}/",
         f"/web/{digest}/../app.py",
         "/web/0/app.js",
-        "//",
-        "/index.html",
     ):
-        assert (await get(path))[0] == 299
+        with pytest.raises(Problem) as refused:
+            await get(path)
+        assert refused.value.status == 404
 
 
 def test_comments_stay_at_home_and_lines_where_they_are():

@@ -67,15 +67,14 @@ async def test_it_ends(monkeypatch):
         ("POST", {**OWN, "origin": "null"}, 403),
         ("POST", {"origin": "null"}, 403),
         ("POST", {**OWN, "origin": "http://bloom.example:81"}, 403),
+        ("POST", {**OWN, "origin": "https://bloom.example"}, 403),
         ("POST", {**OWN, "origin": "http://evil.example"}, 403),
         ("POST", {**OWN, "origin": "bloom.example"}, 403),
     ],
 )
 async def test_where_a_request_with_it_comes_from(method, headers, status):
     door = guarded(nothing, lambda: HTTP, await ring())
-    asked = scope(method=method, cookie=f"a=b; bloomd={cookie()}; c=d", **headers)
-    asked["scheme"] = "http"
-    assert await knock(door, asked) == status
+    assert await knock(door, method=method, cookie=f"a=b; bloomd={cookie()}; c=d", **headers) == status
 
 
 @pytest.mark.parametrize(
@@ -89,19 +88,40 @@ async def test_where_a_request_with_it_comes_from(method, headers, status):
 async def test_over_tls_it_has_another_name_and_no_other_counts(headers, secure):
     door = guarded(nothing, lambda: HTTP, await ring())
     for name, is_its in (("bloomd", not secure), ("__Host-bloomd", secure)):
-        asked = scope(cookie=f"{name}={cookie()}", **headers)
-        asked["scheme"] = "http"
-        assert await knock(door, asked) == (0 if is_its else 401)
-    asked = scope(method="POST", cookie=f"__Host-bloomd={cookie()}", x_forwarded_proto="https", **OWN)
-    asked["scheme"] = "http"
-    assert await knock(door, asked) == 403  # a page without TLS
+        assert await knock(door, cookie=f"{name}={cookie()}", **headers) == (0 if is_its else 401)
+    secure = {"method": "POST", "cookie": f"__Host-bloomd={cookie()}", "x_forwarded_proto": "https"}
+    assert await knock(door, **secure, **OWN) == 403  # a page without TLS
+    assert await knock(door, **secure, **{**OWN, "origin": "https://bloom.example"}) == 0
+
+
+async def test_of_several_cookie_headers_all_are_read():
+    door = guarded(nothing, lambda: HTTP, await ring())
+    asked = scope(cookie="a=b")
+    asked["headers"].append((b"cookie", f"bloomd={cookie()}".encode()))
+    assert await knock(door, asked) == 0
+
+
+async def test_a_session_uses_its_key():
+    keys = await ring(ci=NAMED, other="bloom_" + "o" * 43)
+    used = []
+
+    async def note_uses(_, seconds_ago):
+        used.extend(seconds_ago)
+
+    keys._keys._note_uses = note_uses
+    door = guarded(nothing, lambda: HTTP, keys)
+    assert await knock(door, cookie=f"bloomd={cookie()}") == 0
+    await keys._write_uses()
+    assert used == []
+    assert await knock(door, cookie=f"bloomd={cookie(NAMED)}") == 0
+    await keys._write_uses()
+    assert used == [digest(NAMED.encode())]
 
 
 async def test_a_stranger_cannot_claim_tls():
     door = guarded(nothing, lambda: HTTP, await ring())
-    asked = scope(client=("9.9.9.9", 1), cookie=f"__Host-bloomd={cookie()}", x_forwarded_proto="https")
-    asked["scheme"] = "http"
-    assert await knock(door, asked) == 401
+    claimed = {"cookie": f"__Host-bloomd={cookie()}", "x_forwarded_proto": "https"}
+    assert await knock(door, client=("9.9.9.9", 1), **claimed) == 401
 
 
 def test_the_cookie_is_for_no_script_and_no_other_site():
