@@ -1,7 +1,10 @@
 """The conventions that hold for every route (contract, section 1)."""
 
+import hashlib
 import json
+import re
 import socket
+from base64 import b64encode
 
 import httpx
 import pytest
@@ -249,7 +252,11 @@ def test_the_schema_names_every_route_and_body(api):
     assert "NewTask" in json.dumps(create["requestBody"])
     assert "BadRequest" in json.dumps(create["responses"]["400"])
     page = api.get("/api/schema", headers={"accept": "text/html"})
-    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    [style] = re.findall(r"<style>(.*?)</style>", page.text, re.DOTALL)
+    hashed = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{hashed}'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
     assert "http://" not in page.text.replace("http://127.0.0.1", "")
     assert "/api/runtime/llm-tasks" in page.text
 
