@@ -202,9 +202,10 @@ function draw() {
 	const isInside = main.contains(document.activeElement);
 	patch(
 		main,
+		data === null && h("h1", { key: "title" }, problem && context.params.size ? h("a", { href: href(state.page) }, page.title()) : page.title()),
 		problem && h("div", { key: "problem" }, data && h("p", { class: "stale" }, t("app.stale")), problemBox(problem, load)),
 		data === null
-			? [h("h1", { key: "title" }, page.title()), !problem && h("p", { key: "loading", class: "empty" }, t("app.loading"))]
+			? !problem && h("p", { key: "loading", class: "empty" }, t("app.loading"))
 			: h("div", { key: `page-${state.page}`, class: problem ? "page old" : "page" }, page.render(data, context)),
 	);
 	// What had the focus may be gone: then that begins at the content anew, not at the top of the window.

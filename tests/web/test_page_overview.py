@@ -54,7 +54,7 @@ def test_how_everything_is(api, open_page):
 def test_a_pause_made_elsewhere_is_shown_at_once_and_as_text(api, open_page):
     page = open_page()
     queue = card(page, "Queue")
-    expect(queue).to_contain_text("none waits")
+    expect(queue).to_contain_text("none")
     try:
         api.post("/api/runtime/queue", json={"paused": True, "reason": EVIL})
         expect(queue).to_contain_text(f"No task is handed out until somebody resumes the queue: {EVIL}")
@@ -151,3 +151,11 @@ def test_in_ukrainian_on_a_narrow_screen(api, open_page):
     expect(page.get_by_role("heading", level=1)).to_have_text("Огляд")
     expect(page.get_by_role("heading", name="Дерево сервісів")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_what_runs_well_takes_one_line_of_a_narrow_screen(api, open_page):
+    page = open_page(language="uk", width=360)
+    running = page.locator(".services tr", has_text="працює").first
+    expect(running).to_be_visible()
+    assert running.bounding_box()["height"] < 80
+    assert page.locator("#head").bounding_box()["height"] < 160

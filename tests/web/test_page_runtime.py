@@ -157,3 +157,25 @@ def test_in_ukrainian_on_a_narrow_screen(runtime, open_page):
     expect(page.get_by_role("button", name="Перевірити з'єднання")).to_be_visible()
     expect(page.get_by_text(re.compile(r"^\d+ налаштуван"))).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_what_is_built_in_is_said_to_be(runtime, open_page):
+    page = open_page("keys")
+    config = {
+        "membridge_server_url": NOBODY,
+        "admin_key_masked": "memb****ests",
+        "connected": False,
+        "last_test": None,
+        "stored": [],
+    }
+    page.route("**/api/runtime/config", lambda route: route.fulfill(json=config))
+    page.get_by_role("link", name="Runtime", exact=True).click()
+    expect(page.locator(".origin")).to_have_text(["built in The Membridge inside bloomd."] * 2)
+    expect(setting(page, "membridge.server_url")).to_contain_text(NOBODY)
+    test = page.get_by_role("button", name="Test Connection")
+    for field, saved in (("URL of the Membridge server", NOBODY), ("Admin key", "")):
+        page.get_by_label(field).fill("http://127.0.0.1:2")
+        expect(test).to_be_disabled()
+        expect(page.get_by_text("Save first.")).to_be_visible()
+        page.get_by_label(field).fill(saved)
+        expect(test).to_be_enabled()

@@ -253,3 +253,30 @@ def test_what_cannot_be_had_is_said(create, open_page, trouble):
     expect(page.locator("main .problem")).to_contain_text("a bug")
     expect(page.locator("tbody tr")).to_have_count(1)
     expect(page.locator("main .switch")).not_to_contain_text("0")
+
+
+def test_a_task_that_only_waits_to_be_dispatched_is(api, create, open_page):
+    page = open_page("tasks")
+    expect(page.get_by_text("No tasks yet.")).to_be_visible()
+    api.post("/api/runtime/workers", json={"name": "w1", "url": "http://127.0.0.1:1"})
+    button(page, "New task").click()
+    expect(page.locator("datalist option")).to_have_attribute("value", "w1")
+    page.get_by_role("dialog").get_by_role("button", name="Back").click()
+    task = create()
+    page = open_page(f"tasks?task={task}")
+    asked: list[Route] = []
+    page.route("**/dispatch", lambda route: asked.append(route))
+    button(page, "Dispatch").click()
+    expect(page.get_by_text("Sent; the answer comes when the agent is done.")).to_be_visible()
+    expect(button(page, "Dispatch")).to_be_enabled()
+    asked[0].fulfill(json={"dispatched": True})
+    expect(page.get_by_text("The agent has done the task.")).to_be_visible()
+
+
+def test_an_unknown_task_has_a_way_back(create, open_page, trouble):
+    trouble.expect("404")
+    page = open_page("tasks?task=nothing")
+    expect(page.get_by_role("alert")).to_contain_text("Not found.")
+    expect(page.locator("main > :first-child")).to_have_text("Tasks")
+    page.locator("h1").get_by_role("link", name="Tasks").click()
+    expect(button(page, "New task")).to_be_visible()

@@ -146,7 +146,7 @@ def test_a_worker_that_holds_leases_is_removed_after_a_second_look(fleet, open_p
 def test_an_agent_does_what_it_is_told(api, agent, open_page):
     api.post("/api/runtime/workers", json={"name": "w1", "url": agent.url})
     page = open_page("workers?worker=w1")
-    press(page, "Ask how it is")
+    press(page, "Check health")
     expect(page.locator("main")).to_contain_text("agent-1")
     press(page, "Update")
     page.get_by_label("Repository").fill("https://git.example.org/agent.git")
@@ -168,7 +168,7 @@ def test_an_agent_that_fails_is_said_to(api, agent, open_page, trouble):
     api.post("/api/runtime/workers", json={"name": "w1", "url": agent.url})
     agent.mode = "500"
     page = open_page("workers?worker=w1")
-    press(page, "Ask how it is")
+    press(page, "Check health")
     expect(page.locator("main")).to_contain_text("the agent answered 500 to GET /health")
     expect(page.locator("header.bar")).to_contain_text("offline")
     press(page, "Restart")
@@ -259,3 +259,8 @@ def test_what_cannot_be_known_is_not_shown_as_nothing(fleet, open_page, trouble)
     page.get_by_role("navigation", name="Pages").get_by_role("link", name="Workers").click()
     expect(page.locator("main > div .problem")).to_contain_text("no database at the moment")
     expect(page.locator("main")).not_to_contain_text("There is no worker yet")
+
+
+def test_a_worker_without_a_url_says_where_it_is_updated(fleet, open_page):
+    page = open_page("workers?worker=w1")
+    expect(page.get_by_text("Without a URL it is updated, restarted and uninstalled on its machine.")).to_be_visible()

@@ -90,7 +90,7 @@ function overview({ config, managed, params }, { state }) {
 
 function connection(health, { membridge_server_url: url }) {
 	return facts([
-		[t("membridge.state"), unknown(health?.status, badge)],
+		[t("overview.state"), unknown(health?.status, badge)],
 		[t("membridge.url"), unknown(url)],
 		[t("membridge.version"), unknown(health?.version)],
 		[t("membridge.projects"), count(health?.projects)],
@@ -124,11 +124,11 @@ function managedTable(rows) {
 		rows,
 		columns: [
 			column("membridge.name", ({ id, name }) => link(name, "membridge", { managed: id })),
-			column("membridge.state", (project) => badge(project.clone_status)),
+			column("overview.state", (project) => badge(project.clone_status)),
 			column("membridge.repository", (project) => project.repo_url),
 			column("membridge.primary", (project) => project.primary_node_id ?? "–"),
-			column("membridge.updated", (project) => time(project.updated_at)),
-			column("membridge.error", (project) => project.error_message ?? "–"),
+			column("tasks.updated", (project) => time(project.updated_at)),
+			column("tasks.error", (project) => project.error_message ?? "–"),
 		],
 	});
 }
@@ -143,7 +143,7 @@ function jobs(rows) {
 			column("audit.action", ({ action }) => unknown(action, (each) => known(`membridge.${each}`, each))),
 			column("membridge.project", (job) => unknown(job.project)),
 			column("membridge.node", (job) => unknown(job.agent)),
-			column("membridge.state", ({ status }) => unknown(status, badge)),
+			column("overview.state", ({ status }) => unknown(status, badge)),
 			column("audit.detail", (job) => job.detail || "–"),
 		],
 	});

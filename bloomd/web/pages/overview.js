@@ -72,7 +72,7 @@ function queue({ queue: now }, at) {
 		h("ul", { class: "counts" }, STATES.map((state) => h("li", { key: state }, count(state)))),
 		facts([
 			[t("overview.oldest"), oldest === null ? t("overview.noneWaits") : time(Math.round(at / 1000 - oldest) * 1000)],
-			[t("overview.leases"), number(now.active_leases)],
+			[t("workers.leases"), number(now.active_leases)],
 			[t("overview.rescued"), number(now.rescued_last_hour)],
 		]),
 	);
@@ -84,10 +84,10 @@ function pause({ until, reason }) {
 }
 
 function workers(fleet) {
-	if (!fleet) return card(t("overview.workers"), unknown());
+	if (!fleet) return card(t("workers.title"), unknown());
 	const { online, total, busy, capacity, free, cordoned, draining } = fleet;
 	return card(
-		t("overview.workers"),
+		t("workers.title"),
 		h("p", { class: "big" }, link(t("overview.online", { online, total }), "workers")),
 		h("meter", { min: 0, max: Math.max(1, capacity), value: Math.min(busy, capacity), "aria-label": t("overview.busy") }),
 		facts([
@@ -113,7 +113,7 @@ function daemon({ process, leader, sync }, at) {
 }
 
 function synced({ error, last_success: success, agents }) {
-	const when = success === null ? t("overview.never") : time(success * 1000);
+	const when = success === null ? t("keys.never") : time(success * 1000);
 	return [error ? h("span", { class: "wrong" }, error, " ") : agents !== null && `${t("overview.agents", { n: agents })}, `, when];
 }
 
@@ -128,7 +128,7 @@ function probe({ name, state, history, p50_ms: p50, p99_ms: p99, last_ok: lastOk
 			? h("p", { class: "empty" }, t("overview.notConfigured"))
 			: facts([
 					[t("overview.latency"), p50 !== null && `${milliseconds(p50)} / ${milliseconds(p99)}`],
-					[t("overview.lastOk"), lastOk === null ? t("overview.never") : time(lastOk * 1000)],
+					[t("overview.lastOk"), lastOk === null ? t("keys.never") : time(lastOk * 1000)],
 					[t("overview.failures"), failures > 0 && number(failures)],
 				]),
 	);

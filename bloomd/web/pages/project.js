@@ -112,11 +112,11 @@ function managedProject(project, { reload }) {
 	const does = (key, action, kind) => button(t(key), () => action(project, reload), { kind });
 	return [
 		facts([
-			[t("membridge.state"), badge(project.clone_status)],
+			[t("overview.state"), badge(project.clone_status)],
 			[t("membridge.repository"), project.repo_url],
 			[t("membridge.path"), project.target_path],
 			[t("membridge.primary"), project.primary_node_id ?? "–"],
-			[t("membridge.updated"), time(project.updated_at)],
+			[t("tasks.updated"), time(project.updated_at)],
 		]),
 		project.error_message && h("p", { class: "wrong" }, project.error_message),
 		h(
@@ -134,10 +134,10 @@ function managedProject(project, { reload }) {
 			empty: `${t("membridge.nodes")}: 0`,
 			columns: [
 				column("membridge.node", (node) => node.node_id),
-				column("membridge.state", (node) => badge(node.clone_status)),
+				column("overview.state", (node) => badge(node.clone_status)),
 				column("membridge.path", (node) => node.repo_path ?? "–"),
 				column("membridge.synced", (node) => time(node.last_sync_at)),
-				column("membridge.error", (node) => node.error_message ?? "–"),
+				column("tasks.error", (node) => node.error_message ?? "–"),
 			],
 		}),
 	];

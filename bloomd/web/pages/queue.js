@@ -11,13 +11,17 @@ import { readLabels } from "./fleet.js";
 export async function create() {
 	const input = (name, attributes) => field(t(`tasks.${name}`), h("input", { name, autocomplete: "off", ...attributes }));
 	const whole = (name, value, min, max) => input(name, { type: "number", value, min, max, required: true });
+	const names = h("datalist", { id: "worker-names" });
+	// Only an offer: without it a name is typed.
+	api.get("/runtime/workers").then((all) => names.append(...all.map(({ id }) => h("option", { value: id }))), () => {});
 	const task = await formDialog(t("tasks.create"), {
 		fields: () => [
 			h("div", { class: "wide" }, field(t("tasks.prompt"), h("textarea", { name: "prompt", required: true, autofocus: true }))),
 			input("agent_slug", { maxlength: 512 }),
 			input("context_id", { maxlength: 512 }),
 			field(t("tasks.labels"), h("input", { name: "labels", autocomplete: "off" }), { hint: t("workers.labelsHint") }),
-			input("pinned_worker_id", { maxlength: 128 }),
+			input("pinned_worker_id", { maxlength: 128, list: names.id }),
+			names,
 			field(t("tasks.desired_format"), select([["text", t("tasks.text")], ["json", "JSON"]], "text", null, { name: "desired_format" })),
 			whole("priority", 0, 0, 9),
 			whole("max_attempts", 3, 1, 10),

@@ -9,7 +9,7 @@ import { act, badge, button, confirm, facts, field, problemBox, select, table, t
 
 // What can be made here: its name in the API, by its key among the settings.
 const MADE_HERE = { "membridge.server_url": "membridge_server_url", "membridge.admin_key": "admin_key" };
-const SOURCES = ["database", "option", "environment", "env_file", "file", "preset", "default"];
+const SOURCES = ["database", "option", "environment", "env_file", "file", "preset", "builtIn", "default"];
 
 // Membridge is given time, and more than one try.
 const TEST_MS = 120_000;
@@ -23,7 +23,10 @@ export const runtime = {
 			api.get("/runtime/config", {}, { signal }),
 			api.get("/runtime/settings", {}, { signal }),
 		]);
-		return { config, settings, warnings };
+		// Without a setting, bloomd uses the Membridge that is built in.
+		const inUse = { "membridge.server_url": config.membridge_server_url, "membridge.admin_key": config.admin_key_masked };
+		const told = (each) => (each.source === "default" && inUse[each.key] ? { ...each, source: "builtIn", value: inUse[each.key] } : each);
+		return { config, settings: settings.map(told), warnings };
 	},
 
 	// Of what is done here, only some changes a setting.
@@ -39,13 +42,20 @@ export const runtime = {
 // --- Membridge Proxy
 
 function proxy(config, settings, context) {
-	const { state, reload } = context;
+	const { state, reload, redraw } = context;
 	const errors = state.errors ?? {};
 	const [url, key] = Object.keys(MADE_HERE).map((name) => settings.find((each) => each.key === name));
 	const quiet = { autocomplete: "off", spellcheck: "false" };
 	const typed = {
 		value: state.url ?? config.membridge_server_url,
-		oninput: ({ currentTarget }) => (state.url = currentTarget.value),
+		oninput: ({ currentTarget }) => {
+			state.url = currentTarget.value;
+			redraw();
+		},
+	};
+	const onKey = ({ currentTarget }) => {
+		state.hasKey = currentTarget.value !== "";
+		redraw();
 	};
 	return h(
 		"form",
@@ -60,7 +70,7 @@ function proxy(config, settings, context) {
 		origin(url, config, reload),
 		field(
 			t("runtime.key"),
-			h("input", { id: "membridge-key", name: "key", type: "password", placeholder: config.admin_key_masked || t("runtime.noKey"), ...quiet }),
+			h("input", { id: "membridge-key", name: "key", type: "password", placeholder: config.admin_key_masked || t("runtime.noKey"), oninput: onKey, ...quiet }),
 			{ hint: t("runtime.keyHint"), error: errors.admin_key },
 		),
 		origin(key, config, reload),
@@ -95,7 +105,7 @@ async function save(event, config, { state, reload, redraw }) {
 	try {
 		await api.post("/runtime/config", body);
 		form.elements.key.value = "";
-		Object.assign(state, { url: undefined, errors: {}, problem: null, test: null });
+		Object.assign(state, { url: undefined, hasKey: false, errors: {}, problem: null, test: null });
 		toast(t("runtime.saved"));
 		await reload();
 	} catch (error) {
@@ -131,6 +141,8 @@ function connection(config, { state, reload, redraw }) {
 		reload();
 	};
 	const last = config.last_test;
+	const saved = config.membridge_server_url;
+	const isTyped = state.hasKey || (state.url ?? saved).trim() !== saved;
 	return h(
 		"section",
 		{ class: "card", "aria-labelledby": "connection" },
@@ -143,7 +155,8 @@ function connection(config, { state, reload, redraw }) {
 			" ",
 			last === null ? t("runtime.neverTested") : [time(last), " ", badge(config.connected ? "ok" : "failed", t(`runtime.connected.${config.connected}`))],
 		),
-		button(t("runtime.test"), test, { disabled: !config.membridge_server_url, kind: "primary" }),
+		button(t("runtime.test"), test, { disabled: !saved || isTyped, kind: "primary" }),
+		isTyped && h("small", {}, ` ${t("runtime.saveFirst")}`),
 		h("div", { role: "status" }, state.test && answer(state.test)),
 	);
 }

@@ -14,7 +14,7 @@ const DATABASE = ["database", "embedded-postgresql"];
 
 export function services(list, at, reload) {
 	return [
-		table({
+		h("div", { class: "services" }, table({
 			caption: t("overview.services"),
 			rowKey: ({ name }) => name,
 			rows: list,
@@ -26,7 +26,7 @@ export function services(list, at, reload) {
 				{ title: t("overview.error"), cell: told },
 				{ title: t("app.actions"), cell: (service) => !BY_COMMAND.includes(service.name) && restartButton(service, list, reload) },
 			],
-		}),
+		})),
 		h("p", {}, h("small", {}, t("overview.byCommand"))),
 	];
 }
@@ -41,7 +41,7 @@ function state({ state: word, retry_in: retry }, at) {
 	return h(
 		"div",
 		{},
-		badge(word),
+		badge(word, word === "running" ? t("overview.running") : undefined),
 		retry !== null && h("small", { key: "retry" }, ` ${t("overview.retry")} `, time(Math.ceil(at / 1000 + retry) * 1000)),
 	);
 }
@@ -54,14 +54,14 @@ function told({ state: word, last_error: error, cause }) {
 
 function restartButton({ name }, list, reload) {
 	const below = list.filter((each) => each.name.startsWith(`${name}/`)).length;
-	const label = [t("overview.restart"), h("span", { class: "hidden" }, ` ${name}`)];
+	const label = [t("workers.restart"), h("span", { class: "hidden" }, ` ${name}`)];
 	return button(label, () => restart(name, below, reload));
 }
 
 async function restart(name, below, reload) {
 	const isDatabase = DATABASE.includes(name);
 	const what = [t(isDatabase ? "overview.restartDatabase" : "overview.restartWhat"), below > 0 && ` ${t("overview.restartBelow", { n: below })}`];
-	if (!(await confirm(t("overview.restartOf", { name }), what, { action: t("overview.restart"), danger: isDatabase }))) return;
+	if (!(await confirm(`${t("workers.restart")} ${name}`, what, { action: t("workers.restart"), danger: isDatabase }))) return;
 	let service;
 	const done = await act(async () => ([service] = (await api.post("/runtime/services/restart", { name })).services));
 	if (done) {

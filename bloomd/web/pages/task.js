@@ -5,11 +5,14 @@ import { h, svg } from "../dom.js";
 import { bytes, duration, exact, milliseconds, now, time } from "../format.js";
 import { known, number, t } from "../i18n.js";
 import { href } from "../router.js";
-import { act, badge, button, card, confirm, copyButton, facts, link, problemBox, table } from "../ui.js";
+import { act, badge, button, card, confirm, copyButton, facts, link, problemBox, table, toast } from "../ui.js";
 import { progress, took } from "./tasks.js";
 
 const UNDER_WAY = ["queued", "leased", "running"];
 const ENDED_BADLY = ["failed", "dead", "cancelled"];
+
+// An agent answers when it is done, an hour later at most.
+const DISPATCH_MS = 3_660_000;
 
 const WIDTH = 600;
 const ROW = 22;
@@ -32,11 +35,11 @@ export async function loadTask({ params, state, signal }) {
 export function renderTask({ task, why, artifacts }, context) {
 	return [
 		head(task, context),
-		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : reasons(why)),
+		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : [reasons(why), why.reasons[0].code === "claimable" && button(t("tasks.dispatch"), () => dispatch(task, context))]),
 		task.error_message && h("div", { class: "problem", key: "error" }, h("strong", {}, t("tasks.error")), h("pre", {}, task.error_message)),
 		card(null, about(task)),
 		task.result && card(t("tasks.result"), result(task, context)),
-		task.history.length > 0 && card(t("tasks.history"), timeline(task.history), attempts(task.history)),
+		task.history.length > 0 && card(t("tasks.attempts"), timeline(task.history), attempts(task.history)),
 		card(t("tasks.prompt"), h("pre", { tabindex: "0" }, task.prompt), hints(task.context_hints)),
 		card(t("tasks.artifacts"), artifacts instanceof Problem ? problemBox(artifacts) : files(artifacts)),
 	];
@@ -63,6 +66,12 @@ async function doTo(task, verb, reload) {
 	if (!(await confirm(t(`tasks.${verb}Title`, { n: 1 }), t(`tasks.${verb}What`), { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
 	await act(() => api.post(`/runtime/llm-tasks/${encodeURIComponent(task.id)}/${verb}`), t(`tasks.${verb}Done`, { n: 1 }));
 	reload();
+}
+
+// Nothing waits for the answer: the events show meanwhile how the task goes.
+function dispatch({ id }, { reload }) {
+	toast(t("tasks.dispatchSent"));
+	act(() => api.post(`/runtime/llm-tasks/${encodeURIComponent(id)}/dispatch`, {}, { timeout: DISPATCH_MS }), t("tasks.dispatchDone")).then(reload);
 }
 
 // The sentence is the server's and in English; before it stands the kind of reason in the reader's language.
@@ -120,7 +129,7 @@ function timeline(history) {
 
 function attempts(history) {
 	return table({
-		caption: t("tasks.history"),
+		caption: t("tasks.attempts"),
 		rows: history,
 		rowKey: (each) => each.lease_id,
 		columns: [

@@ -83,7 +83,7 @@ function list({ rows, next, stats, queue, agents }, context) {
 		table({
 			caption: t("tasks.title"),
 			rows,
-			empty: t("tasks.none"),
+			empty: t([...params.keys()].length ? "tasks.none" : "tasks.empty"),
 			columns: [
 				{ title: selectAll(rows, context), cell: (task) => selectOne(task, context) },
 				{ title: t("tasks.prompt"), cell: (task) => [h("a", { class: "cut", href: address(params, task.id) }, task.prompt.slice(0, 200)), h("small", { class: "mono" }, task.id)] },

@@ -57,6 +57,7 @@ function actions(worker, { reload }) {
 		holds(worker).map((verb) => does(verb)),
 		worker.url && [does("update"), does("restart"), does("uninstall", "danger")],
 		does("remove", "danger"),
+		!worker.url && h("small", {}, t("workers.byHand")),
 	);
 }
 

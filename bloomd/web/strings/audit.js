@@ -55,6 +55,8 @@ export default {
 			interrupted: "interrupted",
 			reload: "configuration read",
 			restart: "restarted",
+			start: "started",
+			stop: "stopped",
 		},
 	},
 	uk: {
@@ -84,7 +86,7 @@ export default {
 		trail: "історія",
 		type: {
 			task: "завдання",
-			worker: "worker",
+			worker: "вузол",
 			artifact: "артефакт",
 			project: "проєкт",
 			agent: "агент",
@@ -92,7 +94,7 @@ export default {
 			session: "сеанс",
 			config: "налаштування",
 			queue: "черга",
-			node: "вузол",
+			node: "екземпляр bloomd",
 			daemon: "демон",
 		},
 		do: {
@@ -118,6 +120,8 @@ export default {
 			interrupted: "перервано",
 			reload: "перечитано конфігурацію",
 			restart: "перезапущено",
+			start: "запущено",
+			stop: "зупинено",
 		},
 	},
 };
