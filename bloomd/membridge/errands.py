@@ -252,5 +252,5 @@ async def _note(database: Database, worker: Worker, what: str, detail: str | Non
         entity_type="worker",
         entity_id=worker.id,
         actor=actor,
-        detail=detail,
+        detail=detail or "",
     )

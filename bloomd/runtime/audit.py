@@ -88,7 +88,7 @@ class _Action(msgspec.Struct, frozen=True):
 
 
 async def add(
-    database: Database, action: str, *, entity_type: str, entity_id: str, actor: str, detail: str | None = None
+    database: Database, action: str, *, entity_type: str, entity_id: str, actor: str, detail: str = ""
 ) -> None:
     """Record something that has no row of its own to change."""
     await database.execute(ADD, action=action, entity_type=entity_type, entity_id=entity_id, actor=actor, detail=detail)

@@ -116,9 +116,9 @@ WITH RECURSIVE list AS (
      ORDER BY priority DESC, created_at, id
      LIMIT (SELECT least(free, %(max)s) FROM worker)
 ), lease AS (
-    INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status, context_id, attempt,
-                        deadline_at, serial)
-    SELECT gen_random_uuid(), task.id, %(worker_id)s, now_ms, least(now_ms + ttl * 1000::bigint, deadline), ttl,
+    INSERT INTO leases (id, task_id, worker_id, started_at, last_heartbeat, expires_at, ttl_seconds, status, context_id,
+                        attempt, deadline_at, serial)
+    SELECT gen_random_uuid(), task.id, %(worker_id)s, now_ms, now_ms, least(now_ms + ttl * 1000::bigint, deadline), ttl,
            'active', task.context_id, task.attempts + 1, deadline, task.serial AND task.context_id <> ''
       FROM task, bloom_now_ms() AS now_ms,
            LATERAL (SELECT (task.policy ->> 'timeout_sec')::integer AS timeout) AS policy,

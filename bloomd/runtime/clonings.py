@@ -83,7 +83,7 @@ WITH project AS (
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(), 'project.' || %(status)s::varchar, 'project', id, %(actor)s,
-           (SELECT left('to ' || string_agg(node_id, ', ' ORDER BY node_id), 1000) FROM node)
+           coalesce((SELECT left('to ' || string_agg(node_id, ', ' ORDER BY node_id), 1000) FROM node), '')
       FROM begun
 )
 SELECT node_id AS id FROM node
@@ -192,7 +192,9 @@ WITH project AS (
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(), 'project.interrupted', 'project', id, 'bloomd',
-           left((SELECT 'on ' || string_agg(node_id, ', ' ORDER BY node_id) FROM node WHERE project_id = each.id), 1000)
+           coalesce((SELECT left('on ' || string_agg(node_id, ', ' ORDER BY node_id), 1000)
+                       FROM node
+                      WHERE project_id = each.id), '')
       FROM (SELECT id FROM ended UNION SELECT project_id FROM node) AS each
 )
 SELECT id FROM project

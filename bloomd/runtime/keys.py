@@ -44,7 +44,7 @@ WITH key AS (
     RETURNING name, created_at, created_by
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), created_at, 'key.added', 'key', name, %(actor)s, NULL FROM key
+    SELECT gen_random_uuid(), created_at, 'key.added', 'key', name, %(actor)s, '' FROM key
 )
 SELECT name, created_at, created_by, pg_notify('bloom_settings', '')::text AS notified FROM key
 """
@@ -54,7 +54,7 @@ WITH key AS (
     DELETE FROM api_keys WHERE name = %(name)s RETURNING name, hash
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'key.removed', 'key', name, %(actor)s, NULL FROM key
+    SELECT gen_random_uuid(), bloom_now_ms(), 'key.removed', 'key', name, %(actor)s, '' FROM key
 )
 SELECT name, hash, pg_notify('bloom_settings', '')::text AS notified FROM key
 """

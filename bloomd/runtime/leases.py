@@ -82,10 +82,10 @@ WITH task AS (
 ), worker AS (
     SELECT * FROM at_hand UNION ALL SELECT * FROM waited_for
 ), lease AS (
-    INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status, context_id, attempt,
-                        deadline_at)
-    SELECT gen_random_uuid(), task.id, worker.id, now_ms, least(now_ms + ttl * 1000::bigint, deadline), ttl, 'active',
-           task.context_id, task.attempts + 1, deadline
+    INSERT INTO leases (id, task_id, worker_id, started_at, last_heartbeat, expires_at, ttl_seconds, status, context_id,
+                        attempt, deadline_at)
+    SELECT gen_random_uuid(), task.id, worker.id, now_ms, now_ms, least(now_ms + ttl * 1000::bigint, deadline), ttl,
+           'active', task.context_id, task.attempts + 1, deadline
       FROM task, worker, bloom_now_ms() AS now_ms,
            LATERAL (SELECT (task.policy ->> 'timeout_sec')::integer AS timeout) AS policy,
            LATERAL (SELECT now_ms + (timeout + %(grace)s::integer) * 1000::bigint AS deadline) AS ends,

@@ -71,7 +71,7 @@ WITH agent AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(),
            CASE WHEN new THEN 'membridge.agent_registered' ELSE 'membridge.agent_updated' END,
-           'agent', name, 'membridge', CASE WHEN url <> '' THEN 'url ' || url END
+           'agent', name, 'membridge', CASE WHEN url <> '' THEN 'url ' || url ELSE '' END
       FROM agent
 )
 SELECT new FROM agent
@@ -85,7 +85,7 @@ WITH agent AS (
     DELETE FROM membridge_nodes USING agent WHERE node_id = agent.name
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'membridge.agent_removed', 'agent', name, 'membridge', NULL FROM agent
+    SELECT gen_random_uuid(), bloom_now_ms(), 'membridge.agent_removed', 'agent', name, 'membridge', '' FROM agent
 )
 SELECT name FROM agent
 """

@@ -28,8 +28,8 @@ WITH before AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), bloom_now_ms(), CASE WHEN paused THEN 'queue.paused' ELSE 'queue.resumed' END,
            'queue', 'queue', %(actor)s,
-           nullif(concat_ws(': ', 'until ' || to_char(to_timestamp(until / 1000.0) AT TIME ZONE 'UTC',
-                                                      'YYYY-MM-DD"T"HH24:MI:SS"Z"'), reason), '')
+           concat_ws(': ', 'until ' || to_char(to_timestamp(until / 1000.0) AT TIME ZONE 'UTC',
+                                               'YYYY-MM-DD"T"HH24:MI:SS"Z"'), reason)
       FROM state
 )
 SELECT paused, until, reason FROM state

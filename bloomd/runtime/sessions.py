@@ -35,7 +35,7 @@ WITH over AS (
     RETURNING id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'session.ended', 'session', id, %(actor)s, NULL FROM ended
+    SELECT gen_random_uuid(), bloom_now_ms(), 'session.ended', 'session', id, %(actor)s, '' FROM ended
 )
 SELECT id, pg_notify('bloom_settings', '')::text AS notified FROM ended
 """

@@ -32,7 +32,7 @@ WITH removed AS (
     DELETE FROM runtime_settings WHERE key = ANY (%(keys)s) RETURNING key
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'config.unset', 'config', key, %(actor)s, NULL FROM removed
+    SELECT gen_random_uuid(), bloom_now_ms(), 'config.unset', 'config', key, %(actor)s, '' FROM removed
 )
 SELECT key, pg_notify('bloom_settings', '')::text AS notified FROM removed
 """
@@ -63,7 +63,7 @@ async def write(database: Database, values: Mapping[str, str], *, actor: str, de
 
 async def note(database: Database, values: Mapping[str, str]) -> None:
     """Store what was observed (such as the last test of a connection): no setting, so nobody is told."""
-    await _write(database, values, actor="bloomd", detail=None, audited=False)
+    await _write(database, values, actor="bloomd", detail="", audited=False)
 
 
 async def unset(database: Database, keys: list[str], *, actor: str) -> list[str]:
@@ -71,9 +71,7 @@ async def unset(database: Database, keys: list[str], *, actor: str) -> list[str]
     return [row.key for row in await database.change(_Key, UNSET, keys=keys, actor=actor)]
 
 
-async def _write(
-    database: Database, values: Mapping[str, str], *, actor: str, detail: str | None, audited: bool
-) -> None:
+async def _write(database: Database, values: Mapping[str, str], *, actor: str, detail: str, audited: bool) -> None:
     await database.change(
         _Done,
         WRITE,

@@ -33,7 +33,7 @@ WITH new AS (
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
     SELECT gen_random_uuid(), created_at, 'task.created', 'task', id, %(actor)s,
-           nullif(concat_ws(', ', 'agent ' || nullif(agent_slug, ''), 'context ' || nullif(context_id, '')), '')
+           concat_ws(', ', 'agent ' || nullif(agent_slug, ''), 'context ' || nullif(context_id, ''))
       FROM new
 )
 SELECT * FROM new
@@ -116,7 +116,7 @@ WITH task AS (
     RETURNING *
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), updated_at, 'task.requeued', 'task', id, %(actor)s, NULL FROM task
+    SELECT gen_random_uuid(), updated_at, 'task.requeued', 'task', id, %(actor)s, '' FROM task
 )
 SELECT * FROM task
 """

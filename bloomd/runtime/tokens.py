@@ -98,7 +98,7 @@ WITH expired AS (
     RETURNING worker_id, created_at, expires_at
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), created_at, 'worker.enrolment_made', 'worker', worker_id, %(actor)s, NULL FROM enrolment
+    SELECT gen_random_uuid(), created_at, 'worker.enrolment_made', 'worker', worker_id, %(actor)s, '' FROM enrolment
 )
 SELECT worker_id AS worker, expires_at FROM enrolment
 """

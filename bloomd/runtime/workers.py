@@ -117,7 +117,7 @@ WITH worker AS (
     DELETE FROM workers WHERE id = %(id)s AND active_leases = 0 RETURNING id
 ), audit AS (
     INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.removed', 'worker', id, %(actor)s, NULL FROM worker
+    SELECT gen_random_uuid(), bloom_now_ms(), 'worker.removed', 'worker', id, %(actor)s, '' FROM worker
 )
 SELECT id FROM worker
 """

@@ -329,6 +329,7 @@ class Model:
         lease = self.leases[lease_id] = Lease(
             lease_id, task.id, worker.id, self.now, self.now + ttl * 1000, ttl, task.context_id, task.attempts + 1
         )
+        lease.last_heartbeat = self.now
         task.status, task.lease_id, task.worker_id = "leased", lease_id, worker.id
         task.attempts, task.updated_at = lease.attempt, self.now
         task.retry_at = task.progress = task.progress_at = None

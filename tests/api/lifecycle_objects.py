@@ -88,7 +88,7 @@ class Lease:
     attempt: int
     deadline_at: int | None = None
     status: str = "active"
-    last_heartbeat: int | None = None
+    last_heartbeat: int = 0
     ended_at: int | None = None
     outcome: str | None = None
     reason: object = None

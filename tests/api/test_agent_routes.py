@@ -129,7 +129,7 @@ async def test_an_agent_is_restarted(worker, agent):
     done = await worker.post("agent-restart")
     assert (done.status_code, done.json()) == (200, {"status": "restarted", "ok": True})
     assert (agent.errands[-1].path, agent.errands[-1].json) == ("/restart", {})
-    assert await worker.told() == ("worker.agent-restarted", "api-key", None)
+    assert await worker.told() == ("worker.agent-restarted", "api-key", "")
     assert (await worker.get()).json()["status"] == "online"
 
 

@@ -139,5 +139,5 @@ def test_the_description_says_what_it_streams(api):
     operation = api.get("/api/schema").json()["paths"][PATH]["get"]
     assert list(operation["responses"]["200"]["content"]) == ["text/event-stream"]
     assert {parameter["name"] for parameter in operation["parameters"]} == {
-        "types", "entity_id", "last_event_id", "Last-Event-ID",
+        "types", "entity_id", "last_event_id", "Last-Event-ID", "pulse",
     }  # fmt: skip

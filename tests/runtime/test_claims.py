@@ -528,7 +528,7 @@ async def test_pausing_and_holding_back_are_audited_once(db, new_worker, sql):
     assert sql("SELECT action, actor, detail FROM audit_logs WHERE actor = 'ann' ORDER BY seq") == [
         ("queue.paused", "ann", "until 2100-01-01T00:00:00Z: quota"),
         ("worker.draining", "ann", "it holds 0 leases"),
-        ("queue.resumed", "ann", None),
+        ("queue.resumed", "ann", ""),
         ("worker.uncordoned", "ann", "it holds 0 leases"),
     ]
 

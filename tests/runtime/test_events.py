@@ -23,7 +23,7 @@ from bloomd.runtime.wakeups import CHANNELS, Wakeups
 
 INSERT = """
 INSERT INTO audit_logs (id, timestamp, action, entity_type, entity_id, actor, detail)
-SELECT gen_random_uuid(), 1, %s, 'test', %s, 'test', NULL FROM generate_series(1, %s)
+SELECT gen_random_uuid(), 1, %s, 'test', %s, 'test', '' FROM generate_series(1, %s)
 """
 
 TRAIL = "SELECT xact || '-' || seq FROM audit_logs WHERE xact IS NOT NULL ORDER BY xact, seq"
@@ -342,7 +342,7 @@ async def test_the_first_entry_may_be_of_a_later_transaction(feed, conninfo, wri
 
 async def test_entries_of_a_restored_database_hold_nothing_back(db, feed, sql, write):
     """They bear the numbers of transactions that this server has yet to begin."""
-    sql("INSERT INTO audit_logs VALUES ('r', 1, 'task.x', 'task', 'restored', 'x', NULL, 5, 1000000000000)")
+    sql("INSERT INTO audit_logs VALUES ('r', 1, 'task.x', 'task', 'restored', 'x', '', 5, 1000000000000)")
     async with feed.subscribe() as subscription:
         write("new")
         assert [event.entity_id for event in await take(subscription, 1)] == ["new"]

@@ -53,7 +53,7 @@ BREAK = {
     "7: an entry of an end that was none": "UPDATE leases SET status = 'active' WHERE task_id = '{expired}'",
     "7: more cancelled attempts than cancellations": "UPDATE leases SET outcome = 'cancelled'",
     "7: a worker that is not where its trail ends": "UPDATE workers SET status = 'offline'",
-    "7: a worker that came or went twice": f"{NEW}, 'worker.online', 'worker', 'w1', 'test', NULL",
+    "7: a worker that came or went twice": f"{NEW}, 'worker.online', 'worker', 'w1', 'test', ''",
     "7: a worker held back otherwise than its trail says": "UPDATE workers SET draining = true, cordoned = false",
     "7: a queue paused otherwise than its trail says": "UPDATE queue_state SET paused = false",
     "a tally that is not the count": "INSERT INTO tallies VALUES ('task:queued', 1)",

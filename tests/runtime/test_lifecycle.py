@@ -24,6 +24,7 @@ async def test_from_create_to_artifact(db, new_task, new_worker):
     assert leased.lease.expires_at - leased.lease.started_at == leased.lease.ttl_seconds * 1000 == 300_000
     assert (await tasks.one(db, task.id)).status == "leased"
 
+    assert leased.lease.last_heartbeat == leased.lease.started_at
     beaten = await heartbeat(db, task.id, Beat(lease_id=leased.lease.id), actor="test")
     assert beaten.expires_at >= leased.lease.expires_at
     assert (await tasks.one(db, task.id)).status == "running"

@@ -22,7 +22,7 @@ SELECT gen_random_uuid(), bloom_now_ms() - 1000 * each, %(action)s, 'test', %(en
 def add(api, site):
     """Write entries into the trail."""
 
-    def add(count: int = 1, *, action: str = "test.done", entity: str = "e", detail: str | None = None) -> None:
+    def add(count: int = 1, *, action: str = "test.done", entity: str = "e", detail: str = "") -> None:
         with psycopg.connect(site.settings["database.url"], autocommit=True) as connection:
             connection.execute(ADD, {"action": action, "entity": entity, "detail": detail, "count": count})
 

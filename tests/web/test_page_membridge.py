@@ -128,7 +128,7 @@ def test_another_membridge_may_answer_otherwise(plane, open_page, trouble):
     page = open_page("membridge")
     expect(table(page, "Projects")).to_have_count(3)
     expect(fact(page, "Version")).to_have_text("unknown")
-    expect(page.get_by_role("alert")).to_contain_text("That is not there.")
+    expect(page.get_by_role("alert")).to_contain_text("Not found.")
     said["/projects"] = reply("none")
     page.reload()
     expect(page.get_by_role("alert").first).to_contain_text("Membridge's answer to projects cannot be read.")

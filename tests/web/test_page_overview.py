@@ -90,7 +90,7 @@ def test_a_restart_that_fails_is_no_success(api, open_page, trouble):
     page.route("**/services/restart", lambda route: route.fulfill(status=404, json=answer))
     page.get_by_role("button", name="Restart stats", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Restart").click()
-    expect(page.locator("#toasts .bad")).to_contain_text(f"That is not there. no service is called {EVIL}")
+    expect(page.locator("#toasts .bad")).to_contain_text(f"Not found. no service is called {EVIL}")
 
 
 def test_what_is_not_known_is_no_zero(api, open_page, trouble):
