@@ -24,7 +24,7 @@ LAYERS = (
     {"membridge", "probes", "worker"},
     {"objects"},  # the probe of MinIO asks through it
     {"runtime"},
-    {"postgres", "supervisor", "settings", "exchange", "unixsocket", "logs"},
+    {"postgres", "supervisor", "settings", "exchange", "unixsocket", "notify", "logs"},
     {"errors"},
 )
 LEVELS = {part: level for level, row in enumerate(LAYERS) for part in row}
