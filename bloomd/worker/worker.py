@@ -101,6 +101,7 @@ class Worker:
         self._claiming = trio.CancelScope()
         self.settled = trio.Event()
         """Set once it is registered, or has said why it cannot be yet."""
+        self._contact = "registering"
         self._known = False
         """Whether the server may know this worker."""
         self._draining = False
@@ -112,7 +113,7 @@ class Worker:
     @property
     def summary(self) -> str:
         """What it does, in one line."""
-        state = "draining" if self._draining else "paused" if self.paused else "claiming"
+        state = "draining" if self._draining else "paused" if self.paused else self._contact
         return f"{state}, {len(self._attempts)} of {self._settings.max_concurrency} at work"
 
     @property
@@ -271,10 +272,12 @@ class Worker:
                 answer = await call()
             except (Unavailable, Refused) as error:
                 failures += 1
+                self._contact = "waiting for the server"
                 if failures == 1:
                     log.warning("the server cannot be asked; it is tried again", error=one_line(error))
                     self.settled.set()
             else:
+                self._contact = "claiming"
                 if failures:
                     log.info("the server is back", failures=failures)
                 return answer

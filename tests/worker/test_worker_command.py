@@ -173,4 +173,4 @@ def test_it_is_ready_when_it_is_registered_and_tells_what_it_does(command, queue
 def test_a_server_that_is_away_is_no_reason_not_to_be_ready(command, tmp_path):
     with init_system(str(tmp_path / "notify")) as init:
         command("--server", f"http://127.0.0.1:{free_port()}", environ=init.environ)
-        assert init.hears()["READY"] == "1"
+        assert init.hears() == {"READY": "1", "STATUS": "waiting for the server, 0 of 1 at work"}

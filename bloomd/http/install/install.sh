@@ -328,23 +328,66 @@ SERVICE
 Description=A worker of bloomd: runs LLM tasks with the Claude CLI
 Wants=network-online.target
 After=network-online.target
+# Started at most five times within a minute: one more failure wants a person.
+StartLimitIntervalSec=60
+StartLimitBurst=5
 
 [Service]
+Type=notify
 User=$RUN_AS
 Group=$RUN_AS
-WorkingDirectory=$STATE
+UMask=0077
+# Where the Claude CLI is: its own installer puts it into the first of these.
 Environment=PATH=$SERVICE_PATH
 ExecStart=$VENV/bin/bloomd worker -c $CONFIG
 Restart=on-failure
 RestartSec=5
+# Wrong usage, and what a person has to correct.
 RestartPreventExitStatus=64 78
 # The worker ends what it has started; longer than worker.grace_seconds, in which tasks under way are finished.
 KillMode=mixed
 TimeoutStopSec=60
-UMask=0077
-NoNewPrivileges=yes
+# What a task runs may need more memory than there is; the others go on.
+OOMPolicy=continue
+# A worker whose event loop stands still holds its leases for nothing. Before it ends, Python writes where it stood.
+WatchdogSec=60
+Environment=PYTHONFAULTHANDLER=1
+LimitCORE=0
+
+# The home of its user, where the Claude CLI keeps its login, and where tasks write.
+StateDirectory=bloomd-worker
+StateDirectoryMode=0750
+WorkingDirectory=$STATE
+
+# Tasks run programs of any kind: they write nowhere but in that directory, and there they may do as they like. What is
+# missing here is missing for a reason: MemoryDenyWriteExecute would end JavaScript's compiler; the sandbox of the Claude
+# CLI makes namespaces with mounts of its own, and asks the kernel for network interfaces; debuggers trace. What is
+# needed beyond it is for a drop-in: another worker.root for ReadWritePaths=, a GPU for PrivateDevices=no.
+ProtectSystem=strict
+ProtectHome=yes
 PrivateTmp=yes
-ProtectSystem=full
+PrivateDevices=yes
+PrivateIPC=yes
+PrivateMounts=yes
+PrivateUsers=yes
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+KeyringMode=private
+LockPersonality=yes
+RemoveIPC=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service @debug @mount seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
 
 [Install]
 WantedBy=multi-user.target
