@@ -233,6 +233,7 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self.node.lag.run)
+                self._nursery.start_soon(self.node.wall_clock.run)
                 self._nursery.start_soon(self._obey, signals)
                 self._nursery.start_soon(self._notifier.keep_telling, self._state_for_all)
                 try:
@@ -288,6 +289,7 @@ class Daemon:
         node = self.node
 
         def notified(channel: str, payload: str) -> None:
+            node.notifications += 1
             if channel == stored.CHANNEL:
                 self._stored_changed.set()
             else:
