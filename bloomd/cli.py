@@ -70,8 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bloomd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, help: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=_EPILOG[name])
+    def command(
+        name: str, help: str, function: Callable[[argparse.Namespace], int], more: str = ""
+    ) -> argparse.ArgumentParser:
+        description = f"{help[0].upper()}{help[1:]}. {more}".strip()
+        added = commands.add_parser(name, help=help, description=description, epilog=_EPILOG[name])
         added.set_defaults(command=function)
         return added
 
@@ -80,11 +83,28 @@ def _parser() -> argparse.ArgumentParser:
             "-c", "--config", type=Path, metavar="FILE", help=f"the configuration ({DEFAULT_FILE} when there is one)"
         )
 
-    run = command("run", "run the daemon in the foreground, as an init system wants it", _run)
+    run = command(
+        "run",
+        "run the daemon in the foreground, as an init system wants it",
+        _run,
+        "A database whose schema is too old or too new is reported, with the command that helps, and not touched.",
+    )
     takes_file(run)
 
-    dev = command("dev", "run everything on this machine, with a PostgreSQL of its own", _dev)
-    dev.add_argument("--dir", type=Path, default=Path(".bloom"), metavar="DIR", help="where the data is kept (.bloom)")
+    dev = command(
+        "dev",
+        "run everything on this machine, with a PostgreSQL of its own",
+        _dev,
+        "It is for trying and developing: the schema is brought up by itself, a Membridge control plane is served, and "
+        "nobody needs a key unless RUNTIME_API_KEY is set.",
+    )
+    dev.add_argument(
+        "--dir",
+        type=Path,
+        default=Path(".bloom"),
+        metavar="DIR",
+        help="where the data and the control socket are (.bloom)",
+    )
     dev.add_argument("--port", type=int, metavar="PORT", help="port of the HTTP API (PORT, else 5000)")
     dev.add_argument("--bind", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
     dev.add_argument(
@@ -100,7 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a name by which browsers may ask for it while no key is set; repeatable, * for any",
     )
 
-    dev.add_argument("--worker", action="store_true", help="work on this machine as well, with its Claude CLI")
+    dev.add_argument(
+        "--worker",
+        action="store_true",
+        help="work on this machine as well, with its Claude CLI: as the worker local, with two places",
+    )
     membridge = dev.add_mutually_exclusive_group()
     membridge.add_argument(
         "--membridge-port",
@@ -112,22 +136,44 @@ def _parser() -> argparse.ArgumentParser:
         "--no-membridge", action="store_true", help="serve no Membridge control plane: its routes answer 502"
     )
 
-    check = command("check", "check the configuration, and report all its errors at once", _check)
+    check = command(
+        "check",
+        "check the configuration, and report all its errors at once",
+        _check,
+        "Each error has its file, line and column.",
+    )
     takes_file(check)
-    check.add_argument("--print", action="store_true", dest="show", help="show every effective setting with its source")
+    check.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="show every effective setting with its source; secrets are masked",
+    )
 
     migrating = command(
-        "migrate", "bring the database schema up to this version; adopts the database of the Node.js runtime", _migrate
+        "migrate",
+        "bring the database schema up to this version; adopts the database of the Node.js runtime",
+        _migrate,
+        "It may be repeated, and several machines may do it at once. What had to be repaired is reported.",
     )
     takes_file(migrating)
     migrating.add_argument("--status", action="store_true", help="only tell what would be done")
 
-    working = command("worker", "do the tasks of a bloomd on this machine, with the Claude CLI", _worker)
+    working = command(
+        "worker",
+        "do the tasks of a bloomd on this machine, with the Claude CLI",
+        _worker,
+        "bloomd-worker(8) has the details.",
+    )
     takes_file(working)
     working.add_argument("--server", metavar="URL", help="the bloomd that it works for")
     working.add_argument("--name", metavar="NAME", help="its name there (the name of this machine)")
-    working.add_argument("--token-file", metavar="FILE", help="a file that holds its token, or an API key")
-    working.add_argument("--max-concurrency", type=int, metavar="N", help="tasks that it runs at once (1)")
+    working.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a file that holds its token, or an API key; not needed without authentication",
+    )
+    working.add_argument("--max-concurrency", type=int, metavar="N", help="tasks that it runs at once, 1 to 32 (1)")
     working.add_argument(
         "--label",
         action="append",
