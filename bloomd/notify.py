@@ -1,8 +1,8 @@
 """What the init system is told in the datagrams of sd_notify(3): ready, reloading, stopping, and alive.
 
-systemd (Type=notify), and OpenRC's supervise-daemon where it has `notify=socket:ready`, name a socket in
-NOTIFY_SOCKET. Where nobody does, nothing is told. The programs that we start shall not speak for us: what the init
-system has put into the environment for this is taken out of it.
+systemd, for a unit of Type=notify, and newer versions of OpenRC name a socket in NOTIFY_SOCKET; where nobody does,
+nothing is told. The programs that we start shall not speak for us: what the init system has put into the environment
+for this is taken out of it.
 """
 
 import os
