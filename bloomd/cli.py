@@ -1,4 +1,4 @@
-"""`bloomd`: run, dev, check, migrate, worker.
+"""`bloomd`: run, dev, check, doctor, migrate, worker.
 
 A worker's machine has this command, too, but not what a daemon imports (`http/install`): so that is imported by the
 commands that need it.
@@ -32,6 +32,7 @@ _EPILOG = {
     "run": "example: bloomd run -c /etc/bloomd/bloomd.yaml",
     "dev": "example: bloomd dev --port 5055 --dir /tmp/bloom",
     "check": "example: bloomd check -c bloomd.yaml --print",
+    "doctor": "exit codes: 0 all is well, 1 there are warnings, 2 there are errors; example: bloomd doctor -v",
     "migrate": "example: bloomd migrate --status",
     "worker": "example: bloomd worker --server https://bloom.example.org --token-file token --max-concurrency 2",
 }
@@ -150,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         help="show every effective setting with its source; secrets are masked",
     )
 
+    doctor = command("doctor", "look for whatever is wrong with this node, and say what mends it", _doctor)
+    takes_file(doctor)
+    doctor.add_argument(
+        "-o", "--output", choices=["text", "json"], default="text", help="how to print it (default: text)"
+    )
+    doctor.add_argument("-v", "--verbose", action="store_true", help="show also what is well or was not looked at")
+
     migrating = command(
         "migrate",
         "bring the database schema up to this version; adopts the database of the Node.js runtime",
@@ -229,6 +237,12 @@ def _check(options: argparse.Namespace) -> int:
     else:
         print("the configuration is good")
     return OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bloomd.doctor.report import main
+
+    return main(_file(options), output=options.output, verbose=options.verbose)
 
 
 def _migrate(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ MODULES = sorted((ROOT / "bloomd").rglob("*.py"))
 LAYERS = (
     {"cli"},
     {"serving"},
-    {"daemon"},
+    {"daemon", "doctor"},
     {"reload", "companion"},
     {"http", "control"},
     {"status"},
