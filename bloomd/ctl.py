@@ -97,6 +97,14 @@ def _drain(options: Namespace) -> int:
     return _once(options)
 
 
+def _pause(options: Namespace) -> int:
+    if options.wait is not None:
+        from bloomd.control import following
+
+        return following.until_idle(options, partial(_call, options), partial(_ask, options, "status"))
+    return _once(options)
+
+
 def _events(options: Namespace) -> NoReturn:
     from bloomd.control import following
 
@@ -287,12 +295,16 @@ def _parser() -> ArgumentParser:
         "pause", "hand out no tasks for a while",
         "That holds on every node. What is leased already goes on. Pausing again changes time and reason.",
         example="bloomd-ctl pause --until 18:00",
-        method="queue.pause", show=render.queue, seconds=DO_SECONDS,
+        method="queue.pause", run=_pause, show=render.queue, seconds=DO_SECONDS,
     )  # fmt: skip
     pause.add_argument(
         "--until", type=_time, metavar="TIME", help="18:00, 2026-12-01T09:30, +90m, +2h or +1d (default: until resumed)"
     )
     pause.add_argument("--reason", metavar="TEXT", help="why, for those who wonder")
+    pause.add_argument(
+        "--wait", type=about.number(1, 86400), nargs="?", const=0, metavar="SECONDS",
+        help="return when no task is leased, at the latest after this time, and say meanwhile how many leases are left",
+    )  # fmt: skip
     command(
         "resume", "hand out tasks again", example="bloomd-ctl resume",
         method="queue.resume", show=render.queue, seconds=DO_SECONDS,
