@@ -211,16 +211,18 @@ def _parser() -> ArgumentParser:
     )
     parser.set_defaults(output="text", socket=None)
     parser.add_argument("--version", action="version", version=f"bloomd-ctl {__version__}")
-    everywhere = Parser(add_help=False, argument_default=SUPPRESS)
-    for place in (parser, everywhere):
+    located = Parser(add_help=False, argument_default=SUPPRESS)
+    for place in (parser, located):
         place.add_argument("-s", "--socket", metavar="SOCKET", help="path of the control socket")
+    everywhere = Parser(add_help=False, argument_default=SUPPRESS, parents=[located])
+    for place in (parser, everywhere):
         place.add_argument("-o", "--output", choices=("text", "json"), help="how to print the answer (default: text)")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     examples: list[str] = []
 
     def command(
         name: str, summary: str, more: str = "", *, example: str, method: str = "", within: Any = commands,
-        **defaults: object,
+        parent: ArgumentParser = everywhere, **defaults: object,
     ) -> ArgumentParser:  # fmt: skip
         examples.append(f"  {example:<36}{summary}")
         added: ArgumentParser = within.add_parser(
@@ -279,13 +281,19 @@ def _parser() -> ArgumentParser:
         method="log.level", show=render.log_level,
     )  # fmt: skip
     level.add_argument("level", nargs="?", choices=("debug", "info", "warning", "error"), help="the new level")
-    lines = command("log", "show the latest lines of the log", example="bloomd-ctl log --follow", run=_log)
+    lines = command(
+        "log", "show the latest lines of the log",
+        "They come from the memory of the daemon, which keeps the last 2000 lines or 1 MiB.",
+        example="bloomd-ctl log --follow", run=_log,
+    )  # fmt: skip
     most = 2000  # as many as the daemon keeps (`bloomd.logs`)
     lines.add_argument("-n", "--lines", metavar="N", type=about.number(0, most), default=50, help="how many (50)")
-    lines.add_argument("-f", "--follow", action="store_true", help="go on with what is written, until Ctrl-C")
+    lines.add_argument("-f", "--follow", action="store_true", help="go on with what is written, until interrupted")
     report = command(
-        "bugreport", "write an archive of what helps to find a fault", example="bloomd-ctl bugreport",
-        run=_bugreport, parent=located,
+        "bugreport", "write an archive of what helps to find a fault",
+        "It holds versions, status, settings with their sources, the latest lines of the log, limits, and what bloomd "
+        "doctor finds. Secrets are blotted out, and prompts and results are not in it; look at it before you send it.",
+        example="bloomd-ctl bugreport", run=_bugreport, parent=located,
     )  # fmt: skip
     report.add_argument("-o", dest="file", metavar="FILE", help="where (a name with node and time, in this directory)")
     report.add_argument(

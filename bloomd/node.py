@@ -139,7 +139,7 @@ class Node:
         """Bring these settings into force for all that look at the node."""
         before, membridge = self.settings, self.membridge.settings
         self.loaded = loaded
-        self.logs.redact(secrets(self.settings))
+        self.logs.redact([*secrets(self.settings), self.loaded.own_admin_key or ""])
         if self.settings.log.level != before.log.level:
             self.logs.set_level(self.settings.log.level)
         if self.membridge.settings != membridge:
