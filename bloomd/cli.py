@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
             "-c", "--config", type=Path, metavar="FILE", help=f"the configuration ({DEFAULT_FILE} when there is one)"
         )
 
+    def takes_env_file(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--env-file",
+            type=Path,
+            metavar="FILE",
+            help="the env_file of a configuration that names none; it need not be there",
+        )
+
     run = command(
         "run",
         "run the daemon in the foreground, as an init system wants it",
@@ -91,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "A database whose schema is too old or too new is reported, with the command that helps, and not touched.",
     )
     takes_file(run)
+    takes_env_file(run)
 
     dev = command(
         "dev",
@@ -144,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "Each error has its file, line and column.",
     )
     takes_file(check)
+    takes_env_file(check)
     check.add_argument(
         "--print",
         action="store_true",
@@ -165,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "It may be repeated, and several machines may do it at once. What had to be repaired is reported.",
     )
     takes_file(migrating)
+    takes_env_file(migrating)
     migrating.add_argument("--status", action="store_true", help="only tell what would be done")
 
     working = command(
@@ -194,7 +204,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reader(options: argparse.Namespace) -> Callable[[], Loaded]:
-    return partial(load, _file(options), environ=os.environ)
+    def read() -> Loaded:
+        return load(_file(options), environ=os.environ, preset=_env_file(options.env_file))
+
+    return read
+
+
+def _env_file(file: Path | None) -> dict[str, object]:
+    """What the configuration may leave unsaid; looked at anew for each reload."""
+    try:
+        found = file is not None and file.stat()
+    except FileNotFoundError:
+        return {}
+    except OSError:  # reading it will say what is wrong
+        found = True
+    return {"env_file": str(file)} if found else {}
 
 
 def _file(options: argparse.Namespace) -> Path | None:
