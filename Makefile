@@ -31,11 +31,9 @@ SOAK_SEED    ?= 1
 soak: $(VENV)/.dev
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(VENV)/bin/python -m pytest -s tests/daemon/test_storm.py $(ARGS)
 
-# What is made from the settings' model. Tests fail when it is not up to date.
+# What is made from the settings' model and the parsers of the command lines. Tests fail when it is not up to date.
 docs: $(VENV)/.dev
-	$(VENV)/bin/python -m bloomd.settings.document example > bloomd.yaml.example
-	$(VENV)/bin/python -m bloomd.settings.document man > man/.keys
-	sed -i -e '/Keys: begin/r man/.keys' -e '/Keys: begin/,/Keys: end/{/Keys: /!d}' man/bloomd.yaml.5 && rm man/.keys
+	$(VENV)/bin/python -m docs
 
 # Every page, in both languages, light and dark, wide and narrow; the README has one of them.
 screenshots: $(VENV)/.dev

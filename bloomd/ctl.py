@@ -363,11 +363,13 @@ def _parser() -> ArgumentParser:
             _new_key, None,
         ),
         (
-            "list", "show who has an API key", "Each has when it was made and by whom, and when it was used last.",
+            "list", "show who has an API key",
+            "Of each key it tells when it was made and by whom, and when it was used last.",
             _once, render.keys,
         ),
         (
-            "remove", "make an API key invalid", "That is at once on this node, and within moments on every other one.",
+            "remove", "make an API key invalid",
+            "It is refused at once on this node, and within moments on every other one.",
             _once, render.removed_key,
         ),
     ):  # fmt: skip

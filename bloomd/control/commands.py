@@ -66,11 +66,11 @@ def tasks(command: Command, within: Any, *, tasking: Callable[[str], Run]) -> No
     _filter(listing)
     _page(listing)
     show = command(
-        "show", "show a task and its attempts", "Each attempt has when it was, by whom, and how it ended.",
+        "show", "show a task and its attempts", "Of each attempt it tells when it was, by whom, and how it ended.",
         example="bloomd-ctl task show TASK", within=within, method="task.show", show=render_work.task_shown,
     )  # fmt: skip
     result = command(
-        "result", "print the result of a task", "It is printed as it is.", example="bloomd-ctl task result TASK",
+        "result", "print the result of a task", "Nothing is added to it.", example="bloomd-ctl task result TASK",
         within=within, run=tasking("result"),
     )  # fmt: skip
     wait = command(
@@ -83,8 +83,8 @@ def tasks(command: Command, within: Any, *, tasking: Callable[[str], Run]) -> No
         each.add_argument("name", metavar="TASK", help="its id")
     dispatch = command(
         "dispatch", "push a task to a worker's agent now",
-        "Of all workers with a URL it is the best one. The answer tells how the attempt ended. Interrupting that ends "
-        "the waiting, and the attempt goes on.",
+        "Without --worker it is the best one that has a URL. The answer tells how the attempt ended. Interrupting that "
+        "ends the waiting, and the attempt goes on.",
         example="bloomd-ctl task dispatch TASK", within=within,
         method="task.dispatch", show=render_work.facts, seconds=PUSH_SECONDS,
     )  # fmt: skip
@@ -121,15 +121,15 @@ def workers(command: Command, commands: Any, within: Any, *, tasking: Callable[[
     """`bloomd-ctl workers` and `bloomd-ctl worker ...`"""
     listing = command(
         "workers", "show the workers",
-        "That is how each is, how many of its places are taken, when it was heard of last, its labels, and the URL "
-        "that tasks are pushed to, if it has one, or why it has paused and until when.",
+        "Of each it tells how it is, how many of its places are taken, when it was heard of last, its labels, and the "
+        "URL that tasks are pushed to, if it has one, or why it has paused and until when.",
         example="bloomd-ctl workers", within=commands, method="worker.list", show=render_work.workers,
     )  # fmt: skip
     listing.add_argument("--status", choices=WORKER_STATUSES, help="only these; a worker that has paused is in error")
     _page(listing)
     show = command(
-        "show", "show a worker and what it holds", "That is its system, and the leases that it has.",
-        example="bloomd-ctl worker show gpu-1", within=within, method="worker.show", show=render_work.worker_shown,
+        "show", "show a worker and what it holds", example="bloomd-ctl worker show gpu-1", within=within,
+        method="worker.show", show=render_work.worker_shown,
     )  # fmt: skip
     add = command(
         "add", "register a worker by hand",
