@@ -33,7 +33,14 @@ from bloomd.settings import Loaded, Settings, load, model
 # The daemon may be asked by more than one check at a time; PostgreSQL, too.
 CONNECTIONS = 4
 
+# The daemon answers from memory; one that does not is told apart from one that is not there.
+ASK_SECONDS = 3.0
+
 NOT_PERMITTED = "our user may not look at it: see postgres.privileges"
+
+
+class Stuck(Unavailable):
+    """The daemon is there, and says nothing."""
 
 
 class Case:
@@ -84,11 +91,9 @@ class Case:
 
     @property
     def control_socket(self) -> str:
-        """Where the daemon is asked: at the default when the settings cannot be read, as it may have older ones."""
-        try:
-            return self.settings.control.socket
-        except Skip:
-            return model.Control().socket
+        """Where the daemon is asked: with settings that cannot be read, at the default, if something is there."""
+        usual = model.Control().socket
+        return usual if self.loaded.troubled and os.path.exists(usual) else self.settings.control.socket
 
     @property
     def membridge_settings(self) -> model.Membridge:
@@ -105,13 +110,14 @@ class Case:
         """What `bloomd-ctl status` would show."""
 
         def ask() -> Status:
-            with Client(self.control_socket, timeout=SECONDS) as client:
+            with Client(self.control_socket, timeout=ASK_SECONDS) as client:
                 return client.call("status")
 
         try:
             return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except CannotReach as error:
-            raise Unavailable(str(error)) from error
+            stuck = isinstance(error.__cause__, TimeoutError | BlockingIOError)
+            raise (Stuck if stuck else Unavailable)(str(error)) from error
         except ControlFailure as error:
             raise Misconfigured(str(error)) from error
 

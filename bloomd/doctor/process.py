@@ -6,7 +6,7 @@ from pathlib import Path
 import trio
 
 from bloomd import __version__
-from bloomd.doctor.case import Case
+from bloomd.doctor.case import Case, Stuck
 from bloomd.doctor.finding import Found, Skip, error, ok, warning
 from bloomd.errors import Unavailable, one_line
 from bloomd.runtime.wakeups import CHANGES
@@ -42,7 +42,7 @@ def running(case: Case) -> Found:
         return ok(f"bloomd {process['version']} runs, pid {process['pid']}")
     if not isinstance(trouble, Unavailable):
         return warning(f"the daemon may not be asked: {one_line(trouble)}", "run it as root: sudo bloomd doctor")
-    if "busy or stuck" in str(trouble):
+    if isinstance(trouble, Stuck):
         return error(one_line(trouble), _init("restart"))
     return warning(one_line(trouble), _init("start"))
 

@@ -1,0 +1,32 @@
+"""One healthy node for all tests of the doctor: everything that it looks at is there, and real."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import PostgresServer
+from tools import require
+
+TESTS = Path(__file__).parents[1]
+sys.path += [str(TESTS / "packaging"), str(TESTS / "probes")]  # nginx_process, s3_server
+
+from site_to_examine import Site  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    nginx, rclone = require("nginx"), require("rclone")
+    assert nginx
+    server = PostgresServer()
+    for setting in ("fsync", "full_page_writes"):  # on, unless a test says otherwise; the command line would win
+        del server._settings[setting]
+    with server, Site(server, rclone, tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture
+def site(whole_site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """The same, whose certificates this process trusts."""
+    whole_site.be_trusted(monkeypatch)
+    return whole_site

@@ -1,0 +1,213 @@
+"""The doctor as a whole: without a daemon, when everything hangs, as a command; and what it does not do."""
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+from bloomd_process import BIN
+from peers import MembridgePeer, serving
+from servers import free_port
+from site_to_examine import MEMBRIDGE_KEY, Site, complaints
+
+from bloomd import __version__
+from bloomd.control.client import NotPermitted
+from bloomd.control.layout import Look
+from bloomd.doctor import Finding, case, checks, fact, files, front, peers, proxy, report
+from bloomd.doctor.case import Case, gathered
+from bloomd.doctor.finding import State
+from bloomd.errors import Unavailable
+
+
+async def test_without_a_daemon(site: Site, tmp_path: Path) -> None:
+    port = free_port()
+    alone = {"control__socket": str(tmp_path / "bloomd.sock"), "http__bind": [f"127.0.0.1:{port}"]}
+    found = await site.examine(site.file(**alone, http__public_url=None))
+    assert complaints(found) == {"daemon.running": "warning"}
+    assert str(found["daemon.running"].fix).endswith(("rc-service bloomd start", "systemctl start bloomd"))
+    assert found["http.port"].found == f"port {port} can be used"
+    assert found["loop.lag"].found == "no daemon answers"
+
+
+@pytest.mark.parametrize("speaks", ["http", "nothing"])
+async def test_a_port_that_another_program_has(site: Site, tmp_path: Path, speaks: str) -> None:
+    """Which answers as it does, or never does."""
+    alone = {"control__socket": str(tmp_path / "bloomd.sock"), "http__public_url": None}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if speaks == "nothing" else site.ports["another"]
+        found = await site.examine(site.file(**alone, http__bind=[f"127.0.0.1:{port}"]))
+    assert complaints(found) == {"daemon.running": "warning", "http.port": "error"}
+    assert f"ss -ltnp 'sport = :{port}'" in str(found["http.port"].fix)
+
+
+async def test_without_a_daemon_and_with_an_address_of_another_machine(site: Site, tmp_path: Path) -> None:
+    alone = {"control__socket": str(tmp_path / "bloomd.sock"), "http__public_url": None}
+    found = await site.examine(site.file(**alone, http__bind=["203.0.113.7:5000"]))
+    assert complaints(found) == {"daemon.running": "warning", "http.port": "error"}
+
+
+async def test_a_daemon_that_may_not_be_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, timeout: float) -> None:
+        raise NotPermitted(f"permission denied for {path}: members of the group bloomd-admin and root may use it")
+
+    monkeypatch.setattr(case, "Client", refuse)
+    found = await site.examine(site.file())
+    assert complaints(found)["daemon.running"] == "warning"
+    assert found["daemon.running"].fix == "run it as root: sudo bloomd doctor"
+
+
+async def test_settings_that_whoever_asks_may_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    async with gathered(site.file(), {}) as looked_at:
+        found = files.settings_file(looked_at)
+    assert (found.state, found.fix) == ("error", "run it as root: sudo bloomd doctor")
+
+
+async def test_everything_hangs(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a listener that takes connections and never says a word."""
+    for module in (case, checks, fact, front, peers, proxy):
+        if hasattr(module, "SECONDS"):
+            monkeypatch.setattr(module, "SECONDS", 0.5)
+    monkeypatch.setattr(case, "ASK_SECONDS", 0.4)
+    control = tmp_path / "bloomd.sock"
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket(socket.AF_UNIX) as stuck:
+        stuck.bind(str(control))
+        stuck.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = trio.current_time()
+        found = await site.examine(
+            site.file(
+                database__url=f"postgresql://bloom@{address}/bloom",
+                control__socket=str(control),
+                membridge__server_url=f"http://{address}",
+                membridge__serve=None,
+                minio__endpoint=address,
+                http__public_url=f"https://{address}",
+                http__bind=[address],
+            )
+        )
+        assert trio.current_time() - began < 5
+    assert complaints(found) == {
+        "postgres.reachable": "error",
+        "membridge.reachable": "error",
+        "minio.reachable": "error",
+        "http.port": "error",
+        "daemon.running": "error",
+        "nginx.answers": "error",
+    }
+
+
+async def test_nothing_can_be_changed(site: Site) -> None:
+    async with gathered(site.file(), {}) as looked_at:
+        with pytest.raises(Unavailable, match="read-only"):
+            await looked_at.database.execute("INSERT INTO runtime_settings VALUES ('x', 'y')")
+
+
+async def test_a_check_with_a_bug_leaves_the_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(looked_at: Case) -> None:
+        raise ZeroDivisionError("with-a-secret")
+
+    monkeypatch.setitem(checks.CHECKS["files"], "disk.logs", broken)
+    found = await site.examine()
+    assert complaints(found) == {"disk.logs": "error"}
+    assert found["disk.logs"].found == "this check has a bug: ZeroDivisionError"
+
+
+async def test_a_membridge_that_is_set_through_the_api(site: Site) -> None:
+    """The doctor looks at the one that counts, and by the key that was given for it."""
+    async with serving(MembridgePeer(MEMBRIDGE_KEY)) as peer:
+        rows = {"membridge_server_url": peer.url, "admin_key": "another-key-of-32-characters-0123"}
+        with site.changed(
+            "INSERT INTO runtime_settings VALUES " + ", ".join(f"('{key}', '{value}')" for key, value in rows.items()),
+            "DELETE FROM runtime_settings",
+        ):
+            found = await site.examine(site.file(membridge__serve=None, membridge__admin_key=None))
+    assert complaints(found) == {"membridge.key": "error"}
+    assert peer.requests[-1].headers["x-membridge-admin"] == rows["admin_key"]
+
+
+def doctor(site: Site, *options: str, file: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [BIN / "bloomd", "doctor", "-c", file or site.file(), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_says_that_all_is_well(site: Site) -> None:
+    done = doctor(site)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "41 checks: 40 ok, 1 skipped; -v shows all\n", "")
+
+
+def test_the_command_tells_programs_the_worst(site: Site) -> None:
+    done = doctor(site, "-o", "json", file=site.file(http__api_key="changeme", control__group="nobody-has-it"))
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["schema"], told["version"], told["worst"]) == (2, 1, __version__, "error")
+    by_name = {each["check"]: each for each in told["checks"]}
+    assert by_name["keys.weak"] == {
+        "check": "keys.weak",
+        "subject": "the way in",
+        "state": "error",
+        "found": "http.api_key is one that everybody knows",
+        "fix": by_name["keys.weak"]["fix"],
+    }
+    assert by_name["socket.group"]["state"] == "warning"
+    assert by_name["loop.lag"]["fix"] is None
+
+
+def test_the_command_shows_a_person_what_to_do(site: Site) -> None:
+    done = doctor(site, file=site.file(control__group="nobody-has-it"))
+    assert done.returncode == 1
+    assert done.stdout == (
+        "warning  socket.group: there is no group nobody-has-it (control.group)\n"
+        "         → groupadd --system nobody-has-it, then restart bloomd\n"
+        "41 checks: 1 warning, 39 ok, 1 skipped; -v shows all\n"
+    )
+
+
+def test_wrong_usage(site: Site) -> None:
+    assert doctor(site, "-o", "xml").returncode == 64
+
+
+FINDINGS = [
+    Finding("a.one", "files", "error", "it is \x1b[2Jbroken", "mend --it 'with a rather long command' " + "x" * 60),
+    Finding("a.two", "files", "ok", "it is well"),
+    Finding("b.one", "work", "skipped", "there is none"),
+    Finding("b.two", "work", "warning", "it is not quite as it should be", "look at it"),
+]
+
+
+def text(**options: bool) -> list[str]:
+    return list(report.text(FINDINGS, Look(0, 60), **options))
+
+
+def test_the_worst_comes_last() -> None:
+    assert text() == [
+        "warning  b.two: it is not quite as it should be",
+        "         → look at it",
+        "error    a.one: it is \N{REPLACEMENT CHARACTER}[2Jbroken",
+        f"         → {FINDINGS[0].fix}",  # not wrapped: it is to be copied
+        "4 checks: 1 error, 1 warning, 1 ok, 1 skipped; -v shows all",
+    ]
+
+
+def test_everything_comes_by_subject() -> None:
+    lines = text(verbose=True)
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "files",
+        "error    a.one: it is \N{REPLACEMENT CHARACTER}[2Jbroken",
+        "ok       a.two: it is well",
+        "work",
+        "skipped  b.one: there is none",
+        "warning  b.two: it is not quite as it should be",
+        "4 checks: 1 error, 1 warning, 1 ok, 1 skipped",
+    ]
+
+
+@pytest.mark.parametrize("state", ["ok", "skipped", "warning", "error"])
+def test_a_state_has_its_colour(state: State) -> None:
+    finding = Finding("check", "files", state, f"the word {state} stands here, too", None)
+    _, line, summary = report.text([finding], Look(0, 60, colour=True), verbose=True)
+    assert line.startswith("\x1b[")
+    assert line.count("\x1b[") == summary.count("\x1b[") == 2
