@@ -113,7 +113,7 @@ def test_the_programs_run_where_they_are_to_be_and_know_nothing_of_where_they_we
     assert named == []
     where = "import bloomd; print(bloomd.__file__)"
     python = machine.prefix / "lib/bloomd/bin/python"
-    found = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True, cwd="/").stdout
+    found = subprocess.run([python, "-I", "-c", where], capture_output=True, text=True, check=True).stdout
     assert found.startswith(f"{machine.prefix}/lib/bloomd/lib/")
 
 
