@@ -88,7 +88,7 @@ _ZSH_GROUP = """\
     )
     _arguments -C \\
 @OPTIONS@
-        ': :->command' '*:: :->rest' && ret=0
+        '(-): :->command' '(-)*:: :->rest' && ret=0
     case $state in
         command) _describe -t commands command commands && ret=0 ;;
         rest) (($+functions[@FUNCTION@_$words[1]])) && @FUNCTION@_$words[1] && ret=0 ;;
