@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 UNITS = {name: (ROOT / "systemd" / f"{name}.service").read_text() for name in ("bloomd", "bloomd-worker")}
 OPENRC = (ROOT / "openrc" / "bloomd").read_text()
 
+# Of the Node.js runtime.
+ENV_FILE = Path("/etc/bloom-runtime.env")
+
 # Tenths of what `systemd-analyze security` of systemd 252 says.
 EXPOSURE = {"bloomd": 14, "bloomd-worker": 24}
 
@@ -54,14 +57,15 @@ def test_it_is_no_more_exposed_than_it_was(unit):
 def test_the_programs_take_the_arguments_they_are_started_with():
     def parsed(command: str) -> list[object]:
         options = cli._parser().parse_args(command.removeprefix("/usr/bin/bloomd ").split())
-        return [options.command, options.config]
+        return [options.command, options.config, options.env_file]
 
     check, reload = settings("bloomd", "ExecReload")
-    assert parsed(setting("bloomd", "ExecStart")) == [cli._run, cli.DEFAULT_FILE]
-    assert parsed(check) == [cli._check, cli.DEFAULT_FILE]
+    assert parsed(setting("bloomd", "ExecStart")) == [cli._run, cli.DEFAULT_FILE, ENV_FILE]
+    assert parsed(check) == [cli._check, cli.DEFAULT_FILE, ENV_FILE]
     options = ctl._parser().parse_args(reload.removeprefix("/usr/bin/bloomd-ctl ").split())
     assert (options.method, options.socket or ctl.DEFAULT_SOCKET) == ("reload", Control().socket)
-    assert parsed(setting("bloomd-worker", "ExecStart")) == [cli._worker, Path("/etc/bloomd-worker/worker.yaml")]
+    worker = cli._parser().parse_args(setting("bloomd-worker", "ExecStart").removeprefix("/usr/bin/bloomd ").split())
+    assert (worker.command, worker.config) == (cli._worker, Path("/etc/bloomd-worker/worker.yaml"))
 
 
 @pytest.mark.parametrize("unit", UNITS)
