@@ -25,7 +25,7 @@ CASES = {
     "bloomd-ctl ping --output=j": {"json"},
     "bloomd-ctl -o json worker t": {"token"},
     # A value is no command, and an option's value is that of its own command.
-    "bloomd-ctl -s task add": set(),
+    "bloomd-ctl -s task ad": set(),
     "bloomd-ctl task add --agent list --form": {"--format"},
     "bloomd-ctl task list --status le": {"leased"},
     "bloomd-ctl workers --status o": {"online", "offline"},
@@ -173,7 +173,9 @@ def fish(directory: Path) -> dict[str, list[str]]:
         [require("fish"), "--no-config", "-c", script], cwd=directory, env=environment, text=True, timeout=20
     )
     words = iter(told.splitlines())
-    return {line: list(iter(words.__next__, "END")) for line in ALL}
+    answers = {line: list(iter(words.__next__, "END")) for line in ALL}
+    # It offers also what has the typed letters somewhere else than at the beginning.
+    return {line: [word for word in answers[line] if word.startswith(line.rpartition(" ")[2])] for line in ALL}
 
 
 @pytest.mark.parametrize("shell", [bash, zsh, fish])
