@@ -6,6 +6,7 @@ commands that need it.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", "look for whatever is wrong with this node, and say what mends it", _doctor)
     takes_file(doctor)
+    takes_env_file(doctor)
     doctor.add_argument(
         "-o", "--output", choices=["text", "json"], default="text", help="how to print it (default: text)"
     )
@@ -266,7 +268,9 @@ def _check(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from bloomd.doctor.report import main
 
-    return main(_file(options), output=options.output, verbose=options.verbose)
+    named = {"-c": _file(options), "--env-file": options.env_file}
+    option = "".join(f" {name} {shlex.quote(str(file))}" for name, file in named.items() if file)
+    return main(_reader(options), config=_file(options), option=option, output=options.output, verbose=options.verbose)
 
 
 def _migrate(options: argparse.Namespace) -> int:

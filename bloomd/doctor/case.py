@@ -4,9 +4,8 @@ Each is a `Fact`: whoever asks for one that there is not is skipped.
 """
 
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -28,7 +27,7 @@ from bloomd.postgres.migrate import status as compare
 from bloomd.runtime import stored
 from bloomd.runtime.database import Database
 from bloomd.runtime.schema import MIGRATIONS
-from bloomd.settings import Loaded, Settings, load, model
+from bloomd.settings import Loaded, Settings, model
 
 # The daemon may be asked by more than one check at a time; PostgreSQL, too.
 CONNECTIONS = 4
@@ -46,10 +45,10 @@ class Stuck(Unavailable):
 class Case:
     """One node, as it is found."""
 
-    def __init__(self, config: Path | None, environ: Mapping[str, str]) -> None:
+    def __init__(self, read: Callable[[], Loaded], config: Path | None, option: str) -> None:
         self.config = config
-        self.option = f" -c {config}" if config else ""
-        """How a command names the configuration."""
+        self.option = option
+        """How a command names the configuration, with a blank before it."""
         self.loaded = Fact[Loaded]("the settings cannot be read")
         self.server = Fact[int]("PostgreSQL cannot be reached")
         """Its version, as libpq has it: 150004 is 15.4."""
@@ -62,7 +61,7 @@ class Case:
         """When it expires, in epoch seconds."""
         self.front = Fact[Answer]("nginx does not answer")
         """What bloomd says of its health through the nginx of this machine."""
-        self._environ = environ
+        self._read = read
         self._database = Database()
         self._pool: Pool | None = None
 
@@ -83,6 +82,16 @@ class Case:
         if self.schema.value.pending:
             raise Skip("the database does not have this version's schema")
         return self._database
+
+    @property
+    def none_runs(self) -> bool:
+        """Whether no daemon runs, as far as its control socket tells: one that is stuck or refuses to answer does."""
+        return self.status.troubled and not self.status.refused and not isinstance(self.status.trouble, Stuck)
+
+    def need_service(self, name: str) -> None:
+        """Raises Skip unless a daemon runs, and this service of it."""
+        if any(each["name"] == name and each["state"] != "running" for each in self.status.value["services"]):
+            raise Skip(f"the service {name} of the daemon does not run")
 
     @property
     def user(self) -> User:
@@ -141,7 +150,7 @@ class Case:
         return self.loaded.value.with_stored(self.stored.value if self.stored.known else {})
 
     async def _load(self) -> Loaded:
-        return await trio.to_thread.run_sync(partial(load, self.config, environ=self._environ), abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
 
     async def _connect(self) -> int:
         settings = self.loaded.value.settings.database
@@ -198,9 +207,9 @@ class Case:
 
 
 @asynccontextmanager
-async def gathered(config: Path | None, environ: Mapping[str, str] | None = None) -> AsyncGenerator[Case]:
-    """The case of this node, for as long as the block lasts."""
-    case = Case(config, os.environ if environ is None else environ)
+async def gathered(read: Callable[[], Loaded], *, config: Path | None = None, option: str = "") -> AsyncGenerator[Case]:
+    """The case of the node with these settings, for as long as the block lasts."""
+    case = Case(read, config, option)
     try:
         await case.gather()
         yield case

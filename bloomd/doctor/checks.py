@@ -15,6 +15,7 @@ from bloomd.doctor.case import NOT_PERMITTED, Case, gathered
 from bloomd.doctor.fact import SECONDS
 from bloomd.doctor.finding import Finding, Found, Skip, error
 from bloomd.errors import Misconfigured, Unavailable, one_line
+from bloomd.settings import Loaded
 
 Check = Callable[[Case], Found | Awaitable[Found]]
 """A plain function may block: it runs in a thread of its own."""
@@ -77,17 +78,22 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
 }
 
 
-async def run(config: Path | None = None, *, environ: Mapping[str, str] | None = None) -> list[Finding]:
-    """Make every check on the node that this configuration is of; the findings in the order of the table.
+async def run(read: Callable[[], Loaded], *, config: Path | None = None, option: str = "") -> list[Finding]:
+    """Make every check on the node that has these settings; the findings in the order of the table.
 
-    Takes seconds, whatever hangs. `environ`: in the place of this process's own environment.
+    Takes seconds, whatever hangs.
+
+    Args:
+        read: reads the settings.
+        config: the file from which it does.
+        option: how a command is told so, with a blank before it: ` -c FILE`.
     """
     found: dict[str, Found] = {}
 
     async def note(name: str, check: Check) -> None:
         found[name] = await _answer(check, case)
 
-    async with gathered(config, environ) as case, trio.open_nursery() as nursery:
+    async with gathered(read, config=config, option=option) as case, trio.open_nursery() as nursery:
         for checks in CHECKS.values():
             for name, check in checks.items():
                 nursery.start_soon(note, name, check)

@@ -14,6 +14,9 @@ from bloomd.settings import SECRETS, SettingsError
 from bloomd.settings.conninfo import passwords
 from bloomd.settings.keys import flatten
 
+# The environment file of today's runtime. Where an init script has the daemon read it, the daemon alone knows that.
+TODAYS = Path("/etc/bloom-runtime.env")
+
 
 def settings_file(case: Case) -> Found:
     """The configuration can be used, by the daemon too, and not everybody can change it."""
@@ -45,9 +48,14 @@ def secrets_mode(case: Case) -> Found:
 def env_file_mode(case: Case) -> Found:
     """The same of the environment file, which is another program's as well."""
     env_file = _env_file(case)
-    if env_file is None:
-        raise Skip("no env_file is named")
-    return _closed([env_file], case.user)
+    if env_file is not None:
+        return _closed([env_file], case.user)
+    if TODAYS.exists():
+        return warning(
+            f"{TODAYS} is there, and no env_file is named: it was not looked at",
+            f"bloomd doctor{case.option} --env-file {TODAYS}, or name it as env_file in bloomd.yaml, or remove it",
+        )
+    raise Skip("no env_file is named")
 
 
 def hidden_settings(case: Case) -> Found:

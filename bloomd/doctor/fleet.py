@@ -4,9 +4,11 @@ from typing import LiteralString
 
 import msgspec
 
+from bloomd.control.layout import count, duration
 from bloomd.doctor.case import Case
 from bloomd.doctor.finding import Found, Skip, error, ok, warning
 from bloomd.runtime.explain import explain
+from bloomd.runtime.refusals import NotFound
 
 # A task that could run and has waited for so long deserves a look.
 WAITED_SECONDS = 120.0
@@ -14,18 +16,19 @@ WAITED_SECONDS = 120.0
 # A lease that is rescued now and then is a machine that was switched off; this many within an hour are a pattern.
 OFTEN = 10
 
+# So many tasks, each of another kind, are looked at.
+KINDS = 5
+
 # Why a task waits (`runtime/explain.py`) that is no trouble: everybody is at work.
 BUSY = frozenset({"workers-full", "context-turn", "conversation", "retry-delay", "not-before"})
 # What a person has done on purpose, and may have forgotten.
 BY_HAND = frozenset({"queue-paused", "workers-paused", "workers-cordoned", "workers-draining"})
 
-# Whose word is out, and whoever could not be online for another reason; those held back by hand are missed by nobody.
+# The latest first. Those that are held back by hand are missed by nobody; one that has paused itself is not silent.
 SILENT = """
-SELECT id,
-       (SELECT count(*) FROM workers)::integer                                         AS workers,
-       (bloom_now_ms() - greatest(alive_at, membridge_online_at, registered_at)) / 1000 AS seconds
-  FROM workers
- WHERE (status <> 'online' OR greatest(alive_at, membridge_online_at) < bloom_now_ms() - %(offline_after_ms)s)
+SELECT id, (bloom_now_ms() - heard_at) / 1000 AS seconds
+  FROM workers, LATERAL (SELECT coalesce(greatest(alive_at, membridge_online_at), registered_at, 0)) AS last (heard_at)
+ WHERE (status = 'offline' OR heard_at < bloom_now_ms() - %(offline_after_ms)s)
    AND NOT cordoned AND NOT draining
  ORDER BY seconds, id
 """
@@ -38,12 +41,16 @@ PUSHED_TO = """
 SELECT count(*)::integer AS number FROM workers WHERE url <> ''
 """
 
+# The oldest of each kind that waits for workers of its own, as those with the same labels do.
 OLDEST = """
-SELECT id, (bloom_now_ms() - greatest(created_at, coalesce(retry_at, 0), coalesce(not_before, 0))) / 1000 AS seconds
-  FROM llm_tasks
- WHERE status = 'queued' AND ready
- ORDER BY created_at
- LIMIT 1
+SELECT id, (bloom_now_ms() - since) / 1000 AS seconds
+  FROM (SELECT DISTINCT ON (pin, kind) id, greatest(created_at, retry_at, not_before) AS since
+          FROM llm_tasks, LATERAL (SELECT coalesce(pinned_worker_id, ''), bloom_kind(labels)) AS for_whom (pin, kind)
+         WHERE status = 'queued' AND ready
+         ORDER BY pin, kind, created_at) AS oldest
+ WHERE since < bloom_now_ms() - %(waited_ms)s
+ ORDER BY since
+ LIMIT %(limit)s
 """
 
 RESCUED = """
@@ -54,6 +61,8 @@ SELECT worker_id, count(*)::integer AS leases, sum(count(*)) OVER ()::integer AS
  ORDER BY leases DESC, worker_id
  LIMIT 1
 """
+
+_BADNESS = {"ok": 0, "skipped": 0, "warning": 1, "error": 2}
 
 LEADER = """
 SELECT node, epoch FROM leaders WHERE role = 'leader' AND expires_at > bloom_now_ms()
@@ -66,7 +75,6 @@ class _Number(msgspec.Struct, frozen=True):
 
 class _Silent(msgspec.Struct, frozen=True):
     id: str
-    workers: int
     seconds: int
 
 
@@ -107,28 +115,39 @@ async def workers_silent(case: Case) -> Found:
     offline_after = case.settings.workers.offline_after
     silent = await case.database.rows(_Silent, SILENT, offline_after_ms=int(offline_after * 1000))
     if not silent:
-        return ok(f"all {known} workers give signs of life" if known > 1 else "the worker gives signs of life")
-    names = ", ".join(worker.id for worker in silent[:3]) + (" and others" if len(silent) > 3 else "")
-    text = f"{len(silent)} of {known} {'worker' if known == 1 else 'workers'} silent: {names}"
+        return ok(f"no worker is silent, of {known}")
+    names = ", ".join(f"{worker.id} for {duration(worker.seconds)}" for worker in silent[:3])
+    more = " and others" if len(silent) > 3 else ""
+    text = f"{len(silent)} of {count(known, 'worker')} silent: {names}{more}"
     fix = f"bloomd-ctl worker show {silent[0].id}; see its log, or forget it: bloomd-ctl worker remove {silent[0].id}"
     return error(text, fix) if len(silent) == known else warning(text, fix)
 
 
 async def queue_stuck(case: Case) -> Found:
     """A task that could run does run before long."""
-    found = await case.database.rows(_Oldest, OLDEST)
-    if not found or found[0].seconds < WAITED_SECONDS:
-        return ok("no task waits for long")
-    [task] = found
-    reasons = (await explain(case.database, task.id)).reasons
+    waiting = await case.database.rows(_Oldest, OLDEST, waited_ms=int(WAITED_SECONDS * 1000), limit=KINDS)
+    worst = ok("no task waits for long")
+    for task in waiting:
+        found = await _explained(case, task)
+        if _BADNESS[found.state] > _BADNESS[worst.state]:
+            worst = found
+    return worst
+
+
+async def _explained(case: Case, task: _Oldest) -> Found:
+    """Whether it has to wait, or nobody will ever take it."""
+    try:
+        reasons = (await explain(case.database, task.id)).reasons
+    except NotFound:
+        return ok("it is gone meanwhile")
     codes = {reason.code for reason in reasons}
     why = " ".join(reason.sentence for reason in reasons)
-    text = f"task {task.id} has waited for {task.seconds // 60} min: {why}"
+    text = f"task {task.id} has waited for {duration(task.seconds)}: {why}"
     if codes <= BUSY:
         return ok(text)
-    fix = f"bloomd-ctl why {task.id}"
     if "queue-paused" in codes:
         return warning(text, "bloomd-ctl resume")
+    fix = f"bloomd-ctl why {task.id}"
     return warning(text, fix) if codes <= BUSY | BY_HAND else error(text, fix)
 
 
@@ -150,7 +169,7 @@ async def leader_present(case: Case) -> Found:
     found = await case.database.rows(_Leader, LEADER)
     if found:
         return ok(f"the node {found[0].node} leads, epoch {found[0].epoch}")
-    case.status.need()  # while none runs, none leads
+    case.need_service("database")  # whoever has none cannot lead
     return error("no node leads, so expired leases are not rescued", "bloomd-ctl restart leader-election")
 
 

@@ -7,6 +7,7 @@ import time
 import msgspec
 import trio
 
+from bloomd.control.layout import count
 from bloomd.doctor.case import Case
 from bloomd.doctor.fact import SECONDS
 from bloomd.doctor.finding import Found, Skip, error, ok, warning
@@ -37,10 +38,10 @@ async def port(case: Case) -> Found:
     if not addresses:
         raise Skip("http.bind has no port, only Unix sockets")
     for address in addresses:
-        if trouble := await _trouble_with(address, running=case.status.known):
+        if trouble := await _trouble_with(address, case):
             return trouble
     ports = " and ".join(str(address.port) for address in addresses)
-    return ok(f"bloomd answers on port {ports}" if case.status.known else f"port {ports} can be used")
+    return ok(f"port {ports} can be used" if case.none_runs else f"bloomd answers on port {ports}")
 
 
 def nginx_answers(case: Case) -> Found:
@@ -87,8 +88,8 @@ def nginx_certificate(case: Case) -> Found:
         raise Skip("nobody shows a certificate")
     if trouble:
         return error(one_line(trouble), renew)
-    days = (case.certificate.value - time.time()) / DAY
-    text = f"the certificate expires in {days:.0f} days"
+    days = int((case.certificate.value - time.time()) / DAY)
+    text = f"the certificate expires in {count(days, 'day')}"
     return ok(text) if days > RENEWED_DAYS else warning(f"{text}, and nobody has renewed it", renew)
 
 
@@ -116,20 +117,24 @@ async def public_url(case: Case) -> Found:
     return ok(f"{url} is answered")
 
 
-async def _trouble_with(address: Tcp, *, running: bool) -> Found | None:
+async def _trouble_with(address: Tcp, case: Case) -> Found | None:
     host = _HERE.get(address.host, address.host) or ""
     url = f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
-    who = f"ss -ltnp 'sport = :{address.port}' shows who has it; stop that, or change http.bind"
+    fix = f"ss -ltnp 'sport = :{address.port}' shows who has it; stop that, or change http.bind"
     try:
         answer = await exchange("GET", url + HEALTH, who=url, timeout=SECONDS / 2, limit=ANSWER_LIMIT)
     except Unavailable as trouble:
-        if running:
-            return error(f"the daemon runs, and does not answer on port {address.port}: {one_line(trouble)}", who)
-        return await trio.to_thread.run_sync(_cannot_be_bound, address, who)
-    return None if _health(answer) else error(f"port {address.port} is taken by something that is not bloomd", who)
+        if case.none_runs:
+            return await trio.to_thread.run_sync(_cannot_be_bound, address, fix)
+        return error(f"the daemon runs, and does not answer on port {address.port}: {one_line(trouble)}", fix)
+    if not _health(answer):
+        return error(f"port {address.port} is taken by something that is not bloomd", fix)
+    if case.none_runs:
+        return error(f"port {address.port} is taken by another BLOOM Runtime, such as the one of Node.js", fix)
+    return None
 
 
-def _cannot_be_bound(address: Tcp, who: str) -> Found | None:
+def _cannot_be_bound(address: Tcp, fix: str) -> Found | None:
     """What keeps a daemon from this port. A port that is bound and not listened on is in nobody's way."""
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -138,7 +143,7 @@ def _cannot_be_bound(address: Tcp, who: str) -> Found | None:
             probe.bind(family[4])
     except OSError as trouble:
         if trouble.errno == errno.EADDRINUSE:
-            return error(f"port {address.port} is taken by something that is not bloomd", who)
+            return error(f"port {address.port} is taken by something that is not bloomd", fix)
         if trouble.errno == errno.EACCES:
             raise Skip(f"only root may use port {address.port}") from None
         return error(f"{address.host}:{address.port} cannot be listened on: {trouble.strerror}", "correct http.bind")

@@ -26,7 +26,7 @@ LOOK_AGAIN_SECONDS = 0.05
 DAY = 86400
 
 # What a check of another name reports.
-ELSEWHERE = frozenset({"database", "notifications", "leader-election", "membridge-sync", "probes"})
+ELSEWHERE = frozenset({"notifications", "leader-election", "membridge-sync"})
 
 # As a node that has changed something says it; whoever hears it looks, and finds nothing new.
 NOTIFY = "SELECT pg_notify(%(channel)s, 'doctor change')::text AS sent"
@@ -49,17 +49,14 @@ def running(case: Case) -> Found:
 
 def services(case: Case) -> Found:
     """Every service of the daemon runs."""
-    all_services = case.status.value["services"]
-    without_database = any(each["name"] == "database" and each["state"] != "running" for each in all_services)
-    troubled = [
-        each
-        for each in all_services
-        if each["state"] != "running"
-        and each["name"].partition("/")[0] not in ELSEWHERE
-        and not (without_database and each["state"] in ("waiting", "starting"))
-    ]
+    services = {each["name"]: each for each in case.status.value["services"] if each["state"] != "running"}
+    if "database" in services:
+        services = {name: each for name, each in services.items() if name == "database" or each["state"] == "failed"}
+        if case.server.troubled or not case.schema.known or case.schema.value.pending:
+            del services["database"]
+    troubled = [each for name, each in services.items() if name not in ELSEWHERE]
     if not troubled:
-        return ok("every service runs")
+        return ok("every service runs, as far as no other check says otherwise")
     worst = next((each for each in troubled if each["state"] == "failed"), troubled[0])
     why = "stopped by hand" if worst["by_hand"] else worst["last_error"] or worst["cause"]
     text = f"{worst['name']} is {worst['state']}: {why}"
@@ -71,6 +68,7 @@ def services(case: Case) -> Found:
 
 async def notifications(case: Case) -> Found:
     """What is notified in the database arrives in the daemon."""
+    case.need_service("database")
     before = case.status.value["process"]["notifications"]
     await case.any_database.execute(NOTIFY, channel=CHANGES)
     with trio.move_on_after(ARRIVES_SECONDS):

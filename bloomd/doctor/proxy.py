@@ -3,7 +3,7 @@
 import socket
 import ssl
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import trio
 
@@ -11,7 +11,7 @@ from bloomd.doctor.fact import SECONDS
 from bloomd.doctor.finding import Skip
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.exchange import KIB, Answer, connect_anywhere, exchange, trust, why
-from bloomd.settings import Unix, parse_bind
+from bloomd.settings import Tcp, Unix, parse_bind
 from bloomd.settings.model import Http
 
 HEALTH = "/api/runtime/health"
@@ -33,10 +33,10 @@ async def certificate(http: Http) -> float:
         Unavailable: nobody answers.
         Misconfigured: it is not one for this name that this machine trusts.
     """
-    url = urlsplit(_public_url(http))
+    url = _public_url(http)
     if url.scheme != "https":
         raise Skip("http.public_url is not https")
-    name, port = str(url.hostname), url.port or 443
+    name, port = str(url.hostname), _port(url)
     where = LOOPBACK if await _is_here(http, name) else name
     try:
         stream = await trio.open_tcp_stream(where, port)
@@ -59,13 +59,12 @@ async def health(http: Http) -> Answer:
         Skip: nothing says that it is on this machine.
         Unavailable: nobody answers.
     """
-    url = _public_url(http)
-    if not await _is_here(http, str(urlsplit(url).hostname)):
+    if not await _is_here(http, str(_public_url(http).hostname)):
         raise Skip("nothing says that nginx is on this machine")
     return await exchange(
         "GET",
-        url + HEALTH,
-        who=f"{url} on this machine",
+        f"{http.public_url}{HEALTH}",
+        who=f"{http.public_url} on this machine",
         timeout=SECONDS,
         limit=ANSWER_LIMIT,
         headers={"X-Forwarded-For": CLAIMED},
@@ -73,15 +72,22 @@ async def health(http: Http) -> Answer:
     )
 
 
-def _public_url(http: Http) -> str:
+def _public_url(http: Http) -> SplitResult:
     if http.public_url is None:
         raise Skip("http.public_url is not set")
-    return http.public_url
+    return urlsplit(http.public_url)
+
+
+def _port(url: SplitResult) -> int:
+    return url.port or {"http": 80, "https": 443}[url.scheme]
 
 
 async def _is_here(http: Http, name: str) -> bool:
     """Whether it has to be on this machine: bloomd listens for it on a Unix socket, or the name means this machine."""
-    if any(isinstance(parse_bind(bind), Unix) for bind in http.bind):
+    binds = [parse_bind(bind) for bind in http.bind]
+    if any(isinstance(bind, Tcp) and bind.port == _port(_public_url(http)) for bind in binds):
+        raise Skip("http.public_url is bloomd's own port")
+    if any(isinstance(bind, Unix) for bind in binds):
         return True
     with suppress(OSError):
         found = await trio.socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)

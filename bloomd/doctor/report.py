@@ -1,7 +1,8 @@
 """The findings as text for a person, or as JSON for a program; and the exit code that tells the worst."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
@@ -14,6 +15,7 @@ from bloomd.control import terminal
 from bloomd.control.layout import Look, printable
 from bloomd.doctor.checks import run
 from bloomd.doctor.finding import Finding, State
+from bloomd.settings import Loaded
 
 # Raised when a field changes its meaning or goes away; new fields and new checks do not count.
 SCHEMA = 1
@@ -40,9 +42,9 @@ class Report(msgspec.Struct, frozen=True):
     """Every check, in the order of the text."""
 
 
-def main(config: Path | None, *, output: str, verbose: bool) -> int:
+def main(read: Callable[[], Loaded], *, config: Path | None, option: str, output: str, verbose: bool) -> int:
     """The command; its exit code."""
-    findings = trio.run(run, config)
+    findings = trio.run(partial(run, read, config=config, option=option))
     code = max(EXIT_CODES[finding.state] for finding in findings)
     if output == "json":
         report = Report(SCHEMA, __version__, _WORST[code], findings)

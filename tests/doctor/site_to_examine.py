@@ -6,9 +6,12 @@ Tests examine it by the settings that it has, but for what they change; or chang
 import grp
 import json
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,8 +25,9 @@ from servers import PostgresServer, free_port
 
 from bloomd import doctor
 from bloomd.doctor import Finding
+from bloomd.doctor.case import Case
 from bloomd.exchange import trust
-from bloomd.settings import SECRETS
+from bloomd.settings import SECRETS, Loaded, load
 
 KEY = "an-api-key-of-the-tests-0123456789"
 MEMBRIDGE_KEY = "a-membridge-key-of-the-tests-0123"
@@ -98,6 +102,7 @@ class Site:
             self._tree = json.loads(self.bloomd.file.read_text()) | {"env_file": str(env_file)}
             self.bloomd.migrate()
             self._nginx(http, stack)
+            _allow_open_files()
             stack.enter_context(self.bloomd)
             self.restore()
             assert self.bloomd.http.post("/api/runtime/workers", json={"name": "w1"}).status_code == 201
@@ -127,7 +132,7 @@ class Site:
         for name, value in settings.items():
             section, _, key = name.partition("__")
             if value is None:
-                del tree[section][key]
+                del (tree[section] if key else tree)[key or name]
             elif key:
                 tree.setdefault(section, {})[key] = value
             else:
@@ -135,6 +140,10 @@ class Site:
         path.write_text(json.dumps(tree, indent=2) if text is None else text)
         path.chmod(0o640)
         return path
+
+    def read(self) -> Loaded:
+        """The settings, as they are."""
+        return load(self.file(), environ={})
 
     def restore(self) -> None:
         """The daemon's own file."""
@@ -144,7 +153,7 @@ class Site:
     async def examine(self, file: Path | None = None) -> dict[str, Finding]:
         """What the doctor finds, by check."""
         file = file or self.file()
-        findings = await doctor.run(file, environ={})
+        findings = await doctor.run(partial(load, file, environ={}), config=file, option=f" -c {file}")
         text = repr(findings)
         for secret in _secrets_in(file):
             assert secret not in text
@@ -195,6 +204,26 @@ class Site:
         made = self.directory / name
         made.mkdir()
         return made
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    """Let the daemon answer what it does, but for this."""
+    really = Case.ask_daemon
+
+    async def ask_daemon(case: Case) -> Any:
+        told: Any = deepcopy(await really(case))
+        for key, value in changes.items():
+            told[key] = told[key] | value if key == "process" else value
+        return told
+
+    monkeypatch.setattr(Case, "ask_daemon", ask_daemon)
+
+
+def _allow_open_files() -> None:
+    """As many as the init scripts allow: a machine's own limit may be lower, and a daemon has that of its parent."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16384 if hard == resource.RLIM_INFINITY else min(16384, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def complaints(findings: dict[str, Finding]) -> dict[str, str]:

@@ -3,8 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
-from copy import deepcopy
+from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import trio
 from peers import MembridgePeer, Peer, Reply, Request, serving
 from psycopg.conninfo import make_conninfo
 from servers import eventually, free_port
-from site_to_examine import KEY, MEMBRIDGE_KEY, OTHER_GROUP, Site, complaints
+from site_to_examine import KEY, MEMBRIDGE_KEY, OTHER_GROUP, Site, complaints, tell
 
 from bloomd.doctor import case as cases
-from bloomd.doctor import files, postgres, room, sockets
+from bloomd.doctor import files, postgres, process, room, sockets
 from bloomd.doctor.case import Case, gathered
 from bloomd.doctor.checks import CHECKS
 from bloomd.doctor.finding import Found
@@ -27,9 +26,9 @@ from bloomd.runtime.schema import MIGRATIONS
 Change = Callable[[Site], dict[str, Any]]
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+async def until_well(site: Site) -> None:
     with trio.fail_after(20):
-        while not await condition():
+        while await site.complaints():
             await trio.sleep(0.05)
 
 
@@ -123,6 +122,14 @@ async def test_the_mode_of_a_file(site: Site, check: str, mode: int) -> None:
     assert str(found[check].fix).startswith("chmod o-")
 
 
+async def test_an_environment_file_of_today_that_nobody_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "TODAYS", site.bloomd.directory / "runtime.env")
+    file = site.file(env_file=None)
+    found = await site.examine(file)
+    assert complaints(found) == {"env_file.mode": "warning"}
+    assert str(found["env_file.mode"].fix).startswith(f"bloomd doctor -c {file} --env-file {files.TODAYS}, ")
+
+
 async def test_the_mode_of_a_file_that_holds_one_secret(site: Site, tmp_path: Path) -> None:
     secret = tmp_path / "api.key"
     secret.write_text(KEY)
@@ -147,7 +154,7 @@ async def test_what_the_daemon_may_not_do(
     site: Site, monkeypatch: pytest.MonkeyPatch, check: Callable[[Case], Found]
 ) -> None:
     """Root may do everything; another user would not get at these files."""
-    async with gathered(site.file(), {}) as case:
+    async with gathered(site.read, config=site.file()) as case:
         assert check(case).state == "ok"
         monkeypatch.setattr(cases, "daemon_user", lambda pid: User("stranger", 54321, (54321,)))
         found = check(case)
@@ -329,7 +336,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
 async def test_what_the_daemon_tells(
     site: Site, monkeypatch: pytest.MonkeyPatch, check: str, state: str, changes: dict[str, Any]
 ) -> None:
-    _tell(monkeypatch, changes)
+    tell(monkeypatch, changes)
     assert await site.complaints() == {check: state}
 
 
@@ -337,20 +344,8 @@ async def test_a_log_that_nobody_rotates(site: Site, monkeypatch: pytest.MonkeyP
     log = tmp_path / "bloomd.log"
     log.touch()
     os.truncate(log, room.LARGEST_LOG + 1)  # holds no block
-    _tell(monkeypatch, _process(log_files=[str(log)]))
+    tell(monkeypatch, _process(log_files=[str(log)]))
     assert await site.complaints() == {"logs.rotated": "warning"}
-
-
-def _tell(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
-    really = Case.ask_daemon
-
-    async def ask_daemon(case: Case) -> Any:
-        told: Any = deepcopy(await really(case))
-        for key, value in changes.items():
-            told[key] = told[key] | value if key == "process" else value
-        return told
-
-    monkeypatch.setattr(Case, "ask_daemon", ask_daemon)
 
 
 @pytest.mark.parametrize(
@@ -361,14 +356,23 @@ def _tell(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
         ("leader-election", "leader.present", "error"),
     ],
 )
-async def test_a_service_that_does_not_run(site: Site, service: str, check: str, state: str) -> None:
+async def test_a_service_that_does_not_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch, service: str, check: str, state: str
+) -> None:
+    monkeypatch.setattr(process, "ARRIVES_SECONDS", 1.0)
     with site.stopped(service):
         assert await site.complaints() == {check: state}
+    await until_well(site)
 
-    async def well() -> bool:
-        return await site.complaints() == {}
 
-    await until(well)
+async def test_a_daemon_that_has_lost_its_database_alone(site: Site) -> None:
+    """The Membridge that it serves has lost it, too."""
+    with site.stopped("database"):
+        found = await site.examine()
+    assert complaints(found) == {"daemon.services": "warning", "membridge.key": "error"}
+    assert found["daemon.services"].fix == "bloomd-ctl start database"
+    assert found["notifications"].found == "the service database of the daemon does not run"
+    await until_well(site)
 
 
 async def test_a_reload_that_has_failed(site: Site) -> None:
@@ -390,9 +394,9 @@ async def test_a_worker_that_is_silent(site: Site) -> None:
     ):
         found = await site.examine()
         assert complaints(found) == {"workers.silent": "warning"}
-        assert found["workers.silent"].found == "1 of 2 workers silent: w2"
+        assert found["workers.silent"].found.startswith("1 of 2 workers silent: w2 for ")
         with site.changed(
-            "UPDATE workers SET status = 'error' WHERE id = 'w1'",
+            "UPDATE workers SET status = 'offline' WHERE id = 'w1'",
             "UPDATE workers SET status = 'online' WHERE id = 'w1'",
         ):
             assert await site.complaints() == {"workers.silent": "error"}

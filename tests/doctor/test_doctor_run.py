@@ -4,7 +4,10 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,7 +16,7 @@ from peers import MembridgePeer, serving
 from servers import free_port
 from site_to_examine import MEMBRIDGE_KEY, Site, complaints
 
-from bloomd import __version__
+from bloomd import __version__, cli
 from bloomd.control.client import NotPermitted
 from bloomd.control.layout import Look
 from bloomd.doctor import Finding, case, checks, fact, files, front, peers, proxy, report
@@ -32,15 +35,28 @@ async def test_without_a_daemon(site: Site, tmp_path: Path) -> None:
     assert found["loop.lag"].found == "no daemon answers"
 
 
-@pytest.mark.parametrize("speaks", ["http", "nothing"])
-async def test_a_port_that_another_program_has(site: Site, tmp_path: Path, speaks: str) -> None:
-    """Which answers as it does, or never does."""
+@pytest.mark.parametrize("speaks", ["of something else", "as we do", "nothing"])
+async def test_a_port_that_another_program_has(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speaks: str
+) -> None:
+    """Which answers, as the Node.js runtime does just like bloomd, or never does."""
+    monkeypatch.setattr(front, "SECONDS", 1.0 if speaks == "nothing" else front.SECONDS)
     alone = {"control__socket": str(tmp_path / "bloomd.sock"), "http__public_url": None}
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1] if speaks == "nothing" else site.ports["another"]
+        ports = {"of something else": site.ports["another"], "as we do": site.bloomd.port}
+        port = ports.get(speaks, taken.getsockname()[1])
         found = await site.examine(site.file(**alone, http__bind=[f"127.0.0.1:{port}"]))
     assert complaints(found) == {"daemon.running": "warning", "http.port": "error"}
+    assert ("another BLOOM Runtime" in found["http.port"].found) == (speaks == "as we do")
     assert f"ss -ltnp 'sport = :{port}'" in str(found["http.port"].fix)
+
+
+async def test_without_nginx(site: Site) -> None:
+    """Workers come to bloomd's own port then, and no proxy has to tell who they are."""
+    found = await site.examine(site.file(http__public_url=f"http://localhost:{site.bloomd.port}"))
+    assert complaints(found) == {}
+    assert found["nginx.answers"].found == "http.public_url is bloomd's own port"
+    assert found["public_url.reachable"].state == "ok"
 
 
 async def test_without_a_daemon_and_with_an_address_of_another_machine(site: Site, tmp_path: Path) -> None:
@@ -62,7 +78,7 @@ async def test_a_daemon_that_may_not_be_asked(site: Site, monkeypatch: pytest.Mo
 async def test_settings_that_whoever_asks_may_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    async with gathered(site.file(), {}) as looked_at:
+    async with gathered(site.read, config=site.file()) as looked_at:
         found = files.settings_file(looked_at)
     assert (found.state, found.fix) == ("error", "run it as root: sudo bloomd doctor")
 
@@ -74,10 +90,12 @@ async def test_everything_hangs(site: Site, tmp_path: Path, monkeypatch: pytest.
             monkeypatch.setattr(module, "SECONDS", 0.5)
     monkeypatch.setattr(case, "ASK_SECONDS", 0.4)
     control = tmp_path / "bloomd.sock"
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket(socket.AF_UNIX) as stuck:
+    with ExitStack() as stack:
+        stuck = stack.enter_context(socket.socket(socket.AF_UNIX))
         stuck.bind(str(control))
         stuck.listen()
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        address, another = (f"127.0.0.1:{each.getsockname()[1]}" for each in silent)
         began = trio.current_time()
         found = await site.examine(
             site.file(
@@ -87,7 +105,7 @@ async def test_everything_hangs(site: Site, tmp_path: Path, monkeypatch: pytest.
                 membridge__serve=None,
                 minio__endpoint=address,
                 http__public_url=f"https://{address}",
-                http__bind=[address],
+                http__bind=[another],
             )
         )
         assert trio.current_time() - began < 5
@@ -102,7 +120,7 @@ async def test_everything_hangs(site: Site, tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_nothing_can_be_changed(site: Site) -> None:
-    async with gathered(site.file(), {}) as looked_at:
+    async with gathered(site.read, config=site.file()) as looked_at:
         with pytest.raises(Unavailable, match="read-only"):
             await looked_at.database.execute("INSERT INTO runtime_settings VALUES ('x', 'y')")
 
@@ -130,44 +148,64 @@ async def test_a_membridge_that_is_set_through_the_api(site: Site) -> None:
     assert peer.requests[-1].headers["x-membridge-admin"] == rows["admin_key"]
 
 
-def doctor(site: Site, *options: str, file: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [BIN / "bloomd", "doctor", "-c", file or site.file(), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+@pytest.fixture
+def doctor(site: Site, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The command; its exit code, and what it prints."""
+
+    def run(*options: str, **settings: Any) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["doctor", "-c", str(site.file(**settings)), *options])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().out
+
+    return run
 
 
-def test_the_command_says_that_all_is_well(site: Site) -> None:
-    done = doctor(site)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "41 checks: 40 ok, 1 skipped; -v shows all\n", "")
+Doctor = Callable[..., tuple[int, str]]
 
 
-def test_the_command_tells_programs_the_worst(site: Site) -> None:
-    done = doctor(site, "-o", "json", file=site.file(http__api_key="changeme", control__group="nobody-has-it"))
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["schema"], told["version"], told["worst"]) == (2, 1, __version__, "error")
-    by_name = {each["check"]: each for each in told["checks"]}
-    assert by_name["keys.weak"] == {
-        "check": "keys.weak",
-        "subject": "the way in",
-        "state": "error",
-        "found": "http.api_key is one that everybody knows",
-        "fix": by_name["keys.weak"]["fix"],
-    }
-    assert by_name["socket.group"]["state"] == "warning"
-    assert by_name["loop.lag"]["fix"] is None
+def test_the_command_says_that_all_is_well(doctor: Doctor) -> None:
+    assert doctor() == (0, "41 checks: 40 ok, 1 skipped; -v shows all\n")
 
 
-def test_the_command_shows_a_person_what_to_do(site: Site) -> None:
-    done = doctor(site, file=site.file(control__group="nobody-has-it"))
-    assert done.returncode == 1
-    assert done.stdout == (
+def test_the_command_shows_a_person_what_to_do(doctor: Doctor) -> None:
+    code, out = doctor(control__group="nobody-has-it")
+    assert code == 1
+    assert out == (
         "warning  socket.group: there is no group nobody-has-it (control.group)\n"
         "         → groupadd --system nobody-has-it, then restart bloomd\n"
         "41 checks: 1 warning, 39 ok, 1 skipped; -v shows all\n"
     )
 
 
-def test_wrong_usage(site: Site) -> None:
-    assert doctor(site, "-o", "xml").returncode == 64
+def test_the_command_tells_programs_the_worst(doctor: Doctor) -> None:
+    code, out = doctor("-o", "json", http__api_key="changeme", control__group="nobody-has-it")
+    told = json.loads(out)
+    assert (code, told["schema"], told["version"], told["worst"]) == (2, 1, __version__, "error")
+    by_name = {each["check"]: each for each in told["checks"]}
+    assert by_name["keys.weak"] == {
+        "check": "keys.weak",
+        "subject": "the way in",
+        "state": "error",
+        "found": "http.api_key is one that everybody knows",
+        "fix": "openssl rand -hex 32 makes a better one: set http.api_key, and whoever uses it, then bloomd-ctl reload",
+    }
+    assert by_name["socket.group"]["state"] == "warning"
+    assert by_name["loop.lag"]["fix"] is None
+
+
+def test_the_program_itself_looks_at_an_env_file_that_it_is_told(site: Site) -> None:
+    env_file = site.bloomd.directory / "runtime.env"
+    file = site.file(env_file=None)
+    command = [BIN / "bloomd", "doctor", "-c", file, "--env-file", env_file, "-o", "json", "-v"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    by_name = {each["check"]: each for each in json.loads(done.stdout)["checks"]}
+    assert by_name["env_file.mode"]["found"] == f"only owner and group may read {env_file}"
+    assert done.stderr == ""
+
+
+def test_wrong_usage(doctor: Doctor) -> None:
+    assert doctor("-o", "xml")[0] == 64
 
 
 FINDINGS = [
