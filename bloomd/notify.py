@@ -16,7 +16,7 @@ import trio
 
 log = structlog.stdlib.get_logger(__name__)
 
-# How often it is looked whether the status is another one.
+# How old the status may be that it shows, when it does not ask for a sign of life more often.
 STATUS_SECONDS = 5.0
 
 # The init system reads at once; should it hang, the event loop does not wait for it.
@@ -33,12 +33,11 @@ class Notifier:
         self._watched = seconds > 0 and pid in ("", str(os.getpid()))
         self._interval = min(STATUS_SECONDS, seconds / 2) if self._watched else STATUS_SECONDS
         self._serving = False
-        self._status = ""
 
     def ready(self, status: str) -> None:
         """It serves."""
         self._serving = True
-        self._tell("READY=1", *self._changed(status))
+        self._tell("READY=1", f"STATUS={status}")
 
     @contextmanager
     def reloading(self) -> Generator[None]:
@@ -59,18 +58,11 @@ class Notifier:
         self._tell("STOPPING=1")
 
     async def keep_telling(self, status: Callable[[], str]) -> None:
-        """Tell for ever that the event loop turns, and how it is. The watchdog notices when that ends."""
+        """Tell for ever how it is, while it serves. When the event loop stands still, a watchdog hears nothing."""
         while self._address:
-            changed = self._changed(status()) if self._serving else []
-            if self._watched or changed:
-                self._tell(*["WATCHDOG=1"] * self._watched, *changed)
+            if self._serving:
+                self._tell(f"STATUS={status()}", *["WATCHDOG=1"] * self._watched)
             await trio.sleep(self._interval)
-
-    def _changed(self, status: str) -> list[str]:
-        if status == self._status:
-            return []
-        self._status = status
-        return [f"STATUS={status}"]
 
     def _tell(self, *lines: str) -> None:
         if not self._address:

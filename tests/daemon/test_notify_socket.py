@@ -73,7 +73,7 @@ def test_the_watchdog_hears_nothing_of_a_daemon_whose_loop_stands_still(bloomd, 
     watched = {"WATCHDOG_USEC": str(int(2 * interval * 1e6))}
     with init_system(str(tmp_path / "notify")) as init:
         daemon = bloomd(environ=init.environ | watched)
-        daemon.start()
+        daemon.start(ready=False)
         init.hears_of("READY")
         for _ in range(3):
             assert init.hears_of("WATCHDOG")
@@ -103,11 +103,11 @@ async def test_only_who_is_watched_says_that_it_is_alive(tmp_path, nursery, auto
         usec = {"WATCHDOG_USEC": "30000000"} if of else {}
         notifier = Notifier(init.environ | usec | of)
         notifier.ready("well")
-        words = iter(["well", "well", "ill"])
+        words = iter(["well", "ill"])
         with pytest.raises(RuntimeError):  # there are no more words
             await notifier.keep_telling(lambda: next(words))
         assert init.hears(0) == {"READY": "1", "STATUS": "well"}
-        assert init.hears(0) == {"STATUS": "ill"}
+        assert [init.hears(0), init.hears(0)] == [{"STATUS": "well"}, {"STATUS": "ill"}]
         assert init.has_heard_nothing()
 
 
