@@ -71,6 +71,7 @@ complete -c bloomd -n '__bloomd_at bloomd check' -l env-file -r -F -d 'the env_f
 complete -c bloomd -n '__bloomd_at bloomd check' -l print -d 'show every effective setting with its source; secrets are masked'
 complete -c bloomd -n '__bloomd_at bloomd doctor' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd doctor' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
+complete -c bloomd -n '__bloomd_at bloomd doctor' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
 complete -c bloomd -n '__bloomd_at bloomd doctor' -s o -l output -x -a 'text json' -d 'how to print it (default: text)'
 complete -c bloomd -n '__bloomd_at bloomd doctor' -s v -l verbose -d 'show also what is well or was not looked at'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -s h -l help -d 'show this help message and exit'

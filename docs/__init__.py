@@ -1,13 +1,15 @@
 """The documentation that is made from the sources: what `make docs` writes, and tests hold to be up to date.
 
 The settings' model makes bloomd.yaml.example and the keys of bloomd.yaml(5); the parsers of the command lines, which
-make `--help`, make the lists of commands and options in the other manual pages, and the completions of three shells.
+make `--help`, make the lists of commands and options in the other manual pages, and the completions of three shells;
+and the doctor's table makes the list of what it looks at.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from bloomd import cli, ctl
+from bloomd.doctor.checks import CHECKS
 from bloomd.settings import document
 from docs import completions, manual
 from docs.commands import program
@@ -27,6 +29,7 @@ def made() -> Iterator[tuple[str, str]]:
         "bloomd.8": {
             "Synopsis": "".join(manual.synopsis(command) for command in bloomd.leaves() if command is not worker),
             "Commands": manual.commands(bloomd, elsewhere={"worker"}),
+            "Checks": manual.names(CHECKS),
             "Options": manual.options(bloomd),
         },
         "bloomd-ctl.8": {"Commands": manual.commands(bloomd_ctl), "Options": manual.options(bloomd_ctl)},

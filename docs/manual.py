@@ -1,6 +1,6 @@
 """Commands and options as parts of a manual page, in mdoc."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from bloomd.settings.document import mdoc
 from docs.commands import Argument, Command, Option, Value
@@ -47,6 +47,14 @@ def commands(program: Command, elsewhere: Collection[str] = ()) -> str:
 
 def options(command: Command) -> str:
     return _text(_list(command.options))
+
+
+def names(groups: Mapping[str, Iterable[str]]) -> str:
+    """Names that belong together, under what they are about."""
+    lines = [".Bl -tag -width Ds"]
+    for group, members in groups.items():
+        lines += [f".It {group}", f".Cm {' , '.join(members)} ."]
+    return _text([*lines, ".El"])
 
 
 def _list(options: Collection[Option]) -> Iterator[str]:
