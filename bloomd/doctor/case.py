@@ -96,7 +96,7 @@ class Case:
     @property
     def user(self) -> User:
         """Whom the daemon runs as."""
-        return daemon_user(self.status.value["process"]["pid"] if self.status.known else None)
+        return daemon_user(self.control_socket)
 
     @property
     def control_socket(self) -> str:

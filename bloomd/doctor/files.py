@@ -20,15 +20,16 @@ TODAYS = Path("/etc/bloom-runtime.env")
 
 def settings_file(case: Case) -> Found:
     """The configuration can be used, by the daemon too, and not everybody can change it."""
-    trouble, user, file = case.loaded.trouble, case.user, case.config
-    if file and os.path.exists(file) and not os.access(file, os.R_OK) and os.geteuid() != user.uid:
-        return error(f"you may not read {file}", "run it as root: sudo bloomd doctor")
+    trouble, file = case.loaded.trouble, case.config
+    if file and os.path.exists(file) and not os.access(file, os.R_OK):
+        return error(f"you may not read {file}", f"run it as root: sudo bloomd doctor{case.option}")
     if trouble:
         more = len(trouble.problems) - 1 if isinstance(trouble, SettingsError) else 0
         also = f" (and {more} more)" if more else ""
         return error(f"the settings cannot be used: {one_line(trouble)}{also}", f"bloomd check{case.option}")
     if file is None:
         return ok("there is no settings file: the environment and the defaults count")
+    user = case.user
     if not user.may_read(file):
         return error(f"the user {user.name} may not read {file}", _let_read(user, [file]))
     if file.stat().st_mode & stat.S_IWOTH:

@@ -41,7 +41,9 @@ def running(case: Case) -> Found:
             return warning(f"bloomd {process['version']} runs, and {__version__} is installed", _init("restart"))
         return ok(f"bloomd {process['version']} runs, pid {process['pid']}")
     if not isinstance(trouble, Unavailable):
-        return warning(f"the daemon may not be asked: {one_line(trouble)}", "run it as root: sudo bloomd doctor")
+        return warning(
+            f"the daemon may not be asked: {one_line(trouble)}", f"run it as root: sudo bloomd doctor{case.option}"
+        )
     if isinstance(trouble, Stuck):
         return error(one_line(trouble), _init("restart"))
     return warning(one_line(trouble), _init("start"))

@@ -33,13 +33,13 @@ class User:
         return self.uid == 0 or bool(status.st_mode & whose)
 
 
-def daemon_user(pid: int | None) -> User:
-    """Whom the process runs as; without one, the user that the init systems give the daemon, else whoever asks."""
+def daemon_user(control_socket: str) -> User:
+    """Whoever made the control socket; without one, the user that the init systems give the daemon, else we."""
     uid = os.geteuid()
     with suppress(KeyError):
         uid = pwd.getpwnam(NAME).pw_uid
     with suppress(OSError):
-        uid = os.stat(f"/proc/{pid}").st_uid
+        uid = os.stat(control_socket).st_uid
     try:
         found = pwd.getpwuid(uid)
     except KeyError:  # in a container users need no names

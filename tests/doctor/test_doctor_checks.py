@@ -156,7 +156,7 @@ async def test_what_the_daemon_may_not_do(
     """Root may do everything; another user would not get at these files."""
     async with gathered(site.read, config=site.file()) as case:
         assert check(case).state == "ok"
-        monkeypatch.setattr(cases, "daemon_user", lambda pid: User("stranger", 54321, (54321,)))
+        monkeypatch.setattr(cases, "daemon_user", lambda control_socket: User("stranger", 54321, (54321,)))
         found = check(case)
     assert found.state == "error"
     assert "the user stranger may not" in found.text

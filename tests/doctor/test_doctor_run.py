@@ -72,12 +72,11 @@ async def test_a_daemon_that_may_not_be_asked(site: Site, monkeypatch: pytest.Mo
     monkeypatch.setattr(case, "Client", refuse)
     found = await site.examine(site.file())
     assert complaints(found)["daemon.running"] == "warning"
-    assert found["daemon.running"].fix == "run it as root: sudo bloomd doctor"
+    assert found["daemon.running"].fix == f"run it as root: sudo bloomd doctor -c {site.bloomd.directory}/examined.yaml"
 
 
 async def test_settings_that_whoever_asks_may_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(os, "geteuid", lambda: 54321)
     async with gathered(site.read, config=site.file()) as looked_at:
         found = files.settings_file(looked_at)
     assert (found.state, found.fix) == ("error", "run it as root: sudo bloomd doctor")
