@@ -56,6 +56,7 @@ DOC   = $(SHARE)/doc/bloomd
 # SOURCE:TARGET
 FILES = \
 	openrc/bloomd:$(SYSCONFDIR)/init.d/bloomd \
+	openrc/bloomd-worker:$(SYSCONFDIR)/init.d/bloomd-worker \
 	systemd/bloomd.service:$(UNITDIR)/bloomd.service \
 	systemd/bloomd-worker.service:$(UNITDIR)/bloomd-worker.service \
 	systemd/bloomd.sysusers:$(SYSUSERSDIR)/bloomd.conf \
@@ -69,7 +70,9 @@ FILES = \
 CONFIGURATION = \
 	bloomd.yaml.example:$(SYSCONFDIR)/bloomd/bloomd.yaml \
 	openrc/bloomd.confd:$(SYSCONFDIR)/conf.d/bloomd \
-	logrotate/bloomd:$(SYSCONFDIR)/logrotate.d/bloomd
+	openrc/bloomd-worker.confd:$(SYSCONFDIR)/conf.d/bloomd-worker \
+	logrotate/bloomd:$(SYSCONFDIR)/logrotate.d/bloomd \
+	logrotate/bloomd-worker:$(SYSCONFDIR)/logrotate.d/bloomd-worker
 
 install: install-programs install-files
 	@echo "installed; the next steps are in bloomd(8), under INSTALLATION"

@@ -1,4 +1,4 @@
-"""logrotate/bloomd, by the real logrotate: the files are emptied under a process that goes on writing to them."""
+"""logrotate/, by the real logrotate: the files are emptied under a process that goes on writing to them."""
 
 import grp
 import gzip
@@ -18,7 +18,7 @@ from servers import eventually
 from tools import require
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "logrotate" / "bloomd").read_text()
+TEXT = {path.name: path.read_text() for path in (ROOT / "logrotate").iterdir()}
 
 # Writes what it is told to where OpenRC's supervise-daemon has put its output: a file that was opened for appending.
 WRITER = ["sh", "-c", 'while read -r line; do echo "$line"; done']
@@ -76,13 +76,13 @@ def log(machine: Path, user: pwd.struct_passwd) -> Iterator[Callable[[str], Log]
 @pytest.fixture
 def rotate(machine: Path, user: pwd.struct_passwd) -> Callable[..., None]:
     tool, su = require("logrotate"), f"su {user.pw_name} {grp.getgrgid(user.pw_gid).gr_name}"
-    ours = TEXT.replace("/var/log/bloomd/", f"{machine}/logs/").replace("su bloomd bloomd", su)
-    assert ours.count(str(machine)) == ours.count(su) == 1
-    (machine / "conf").write_text(ours)
-    (machine / "conf").chmod(0o644)
 
-    def run(*options: str) -> None:
-        command = [tool, "--state", machine / "state", *options, machine / "conf"]
+    def run(*options: str, file: str = "bloomd") -> None:
+        conf = machine / file
+        ours = re.sub("^/var/log/(bloomd/)?", f"{machine}/logs/", TEXT[file], flags=re.MULTILINE)
+        conf.write_text(ours.replace("su bloomd bloomd", su))
+        conf.chmod(0o644)
+        command = [tool, "--state", machine / "state", *options, conf]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_held_open_is_emptied_and_written_from_its_beginning(log,
 
 def test_of_the_rotated_ones_so_many_are_kept_and_the_latest_can_be_read(log, rotate):
     it = log("bloomd.log")
-    [most] = map(int, re.findall(r"^\trotate (\d+)$", TEXT, re.MULTILINE))
+    [most] = map(int, re.findall(r"^\trotate (\d+)$", TEXT["bloomd"], re.MULTILINE))
     for number in range(most + 2):
         it.write(f"line {number}")
         rotate("--force")
@@ -121,12 +121,24 @@ def test_of_the_rotated_ones_so_many_are_kept_and_the_latest_can_be_read(log, ro
         assert oldest.read() == "line 2\n"
 
 
-def test_it_is_no_trouble_that_there_is_no_log(rotate):
-    rotate()
+def test_the_log_of_a_worker_is_emptied_as_well(log, rotate):
+    it = log("bloomd-worker.log")
+    it.write("before")
+    rotate("--force", file="bloomd-worker")
+    it.write("after")
+    assert it.file.read_text() == "after\n"
+    assert it.file.with_name("bloomd-worker.log.1").read_text() == "before\n"
 
 
-def test_it_finds_both_files_of_the_service():
-    files = re.findall(r'^(?:output|error)_log="(.*)"$', (ROOT / "openrc" / "bloomd").read_text(), re.MULTILINE)
-    assert len(set(files)) == 2
-    [pattern] = re.findall(r"^(/\S+) {$", TEXT, re.MULTILINE)
+@pytest.mark.parametrize("file", TEXT)
+def test_it_is_no_trouble_that_there_is_no_log(rotate, file):
+    rotate(file=file)
+
+
+@pytest.mark.parametrize(("service", "logs"), [("bloomd", 2), ("bloomd-worker", 1)])
+def test_it_finds_the_files_of_the_service(service, logs):
+    script = (ROOT / "openrc" / service).read_text()
+    files = set(re.findall(r'^(?:output|error)_log="(.*)"$', script, re.MULTILINE))
+    assert len(files) == logs
+    [pattern] = re.findall(r"^(/\S+) {$", TEXT[service], re.MULTILINE)
     assert all(Path(file).match(pattern) for file in files)

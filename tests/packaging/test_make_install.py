@@ -22,10 +22,14 @@ for last; do :; done
 """
 
 # These a person changes. Everything else comes and goes with the programs.
-CONFIGURATION = {"etc/bloomd/bloomd.yaml", "etc/conf.d/bloomd", "etc/logrotate.d/bloomd"}
+CONFIGURATION = {
+    "etc/bloomd/bloomd.yaml",
+    *(f"etc/{kind}/{service}" for kind in ("conf.d", "logrotate.d") for service in ("bloomd", "bloomd-worker")),
+}
 
 OURS = {
     "etc/init.d/bloomd",
+    "etc/init.d/bloomd-worker",
     "etc/systemd/system/bloomd.service",
     "etc/systemd/system/bloomd-worker.service",
     "etc/sysusers.d/bloomd.conf",
@@ -96,8 +100,9 @@ def test_what_starts_the_programs_finds_them(machine):
     assert "\nExecStartPre=/usr/bin/install " in machine.text("etc/systemd/system/bloomd.service")
     assert f"\nExecStart={programs}/bloomd worker " in machine.text("etc/systemd/system/bloomd-worker.service")
     assert ":/usr/local/bin:/usr/bin:/bin\n" in machine.text("etc/systemd/system/bloomd-worker.service")
-    assert f': "${{BLOOMD_BIN:={programs}}}"\n' in machine.text("etc/init.d/bloomd")
-    assert f'#BLOOMD_BIN="{programs}"\n' in machine.text("etc/conf.d/bloomd")
+    for service in ("bloomd", "bloomd-worker"):
+        assert f': "${{BLOOMD_BIN:={programs}}}"\n' in machine.text(f"etc/init.d/{service}")
+        assert f'#BLOOMD_BIN="{programs}"\n' in machine.text(f"etc/conf.d/{service}")
 
 
 def test_the_programs_run_where_they_are_to_be_and_know_nothing_of_where_they_were_made(machine):
