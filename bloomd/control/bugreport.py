@@ -118,7 +118,7 @@ def bugreport(options: Namespace, connect: Connect) -> int:
     at = time.time()
     node = re.sub(r"[^A-Za-z0-9._-]", "_", told["node"] if told else os.uname().nodename)
     directory = f"bloomd-bugreport-{node}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(at))}"
-    config = options.config or (told["config"] if told else None)
+    config = options.config or (_trusted(told["config"], report) if told else None)
     _look_around(report, connect if told else None, ["-c", config] if config else [])
     path = os.path.abspath(options.file or f"{directory}.tar.gz")
     size = _write(path, report.packed(directory, at))
@@ -159,6 +159,21 @@ def _ask_daemon(report: Report, connect: Connect) -> BugReport | None:
     else:
         report.miss("latest lines of the log in the daemon's memory", why)
     return told
+
+
+def _trusted(config: str | None, report: Report) -> str | None:
+    """The configuration that the daemon names, unless it could have anything read there with the rights of root."""
+    if config is None:
+        return None
+    try:
+        owner = os.stat(config).st_uid
+    except OSError as error:
+        report.miss(config, f"{error.strerror}; the doctor looks at the usual configuration")
+        return None
+    if owner in (0, os.geteuid()):
+        return config
+    report.miss(config, f"neither root nor you own it, so the doctor looks at the usual one: say -c {config}")
+    return None
 
 
 def _look_around(report: Report, connect: Connect | None, config: list[str]) -> None:

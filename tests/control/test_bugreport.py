@@ -33,7 +33,7 @@ class FakeDaemon:
         self.told: Any = {
             "node": "alpha/../1 ",
             "at": 1_700_000_000.0,
-            "config": "/etc/bloomd/here.yaml",
+            "config": None,
             "versions": {"python": "3.11.7"},
             "status": {"verdict": "ok"},
             "settings": {"settings": [], "warnings": []},
@@ -156,14 +156,31 @@ def test_only_its_user_can_read_it(daemon, program):
         assert {member.uid for member in archive} == {0}
 
 
-def test_the_doctor_is_told_which_configuration_the_daemon_has(daemon, program):
+def test_the_doctor_is_told_which_configuration_the_daemon_has(daemon, program, tmp_path):
     asked = program("echo '{}'")
-    run(daemon)
-    assert asked.read_text() == "doctor -o json -c /etc/bloomd/here.yaml\n"
+    daemon.told["config"] = config = str(tmp_path / "here.yaml")
+    Path(config).touch()
+    run(daemon, file="a")
+    assert asked.read_text() == f"doctor -o json -c {config}\n"
     daemon.told["config"] = None
     run(daemon, file="b")
     run(daemon, file="c", config="other.yaml")
     assert asked.read_text().splitlines()[1:] == ["doctor -o json", "doctor -o json -c other.yaml"]
+
+
+def test_the_daemon_cannot_have_just_any_file_read(daemon, program, tmp_path, monkeypatch):
+    """One who has taken over the daemon's user would like to have root read something for him."""
+    asked = program("echo '{}'")
+    daemon.told["config"] = config = str(tmp_path / "here.yaml")
+    run(daemon, file="a")
+    assert missing("a") == {config: "No such file or directory; the doctor looks at the usual configuration"}
+    Path(config).touch()
+    if os.geteuid() == 0:
+        os.chown(config, 12346, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    run(daemon, file="b")
+    assert f"say -c {config}" in missing("b")[config]
+    assert asked.read_text().splitlines() == ["doctor -o json"] * 2
 
 
 def test_its_usual_name_has_node_and_time(daemon, program, capsys, monkeypatch):

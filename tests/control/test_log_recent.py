@@ -1,8 +1,9 @@
 """The lines that the daemon keeps of its log, and what of them goes over the socket."""
 
-import getpass
 import json
 import logging
+import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -121,6 +122,9 @@ def test_what_is_kept_is_what_was_written(capsys):
     assert len(kept) == 4
     assert "raise ValueError" in kept[3]
     assert "Failing row contains ****" in kept[3]
+    for _ in range(USUAL_LINES):
+        logs.recent.add("what goes on")
+    assert texts(logs.recent)[:3] == kept[1:]
     for gone in (SECRET, SECRET[::-1], "prompt of a task"):
         assert gone not in written.out + written.err + "".join(kept)
 
@@ -178,6 +182,11 @@ async def test_the_last_lines_are_shown(served, path):
     assert (await lines_of(path, "log", "-n", "0")).stdout == b""
 
 
+def test_nobody_may_ask_who_may_not_do_everything(logs):
+    rules = {method.name: (method.public, method.mutating) for method in facts.methods(cast("Any", None), logs)}
+    assert rules == {"bugreport": (False, True), "log.recent": (False, True), "log.redact": (False, False)}
+
+
 async def test_who_reads_them_is_audited(logs, listener, path, nursery):
     audited: list[tuple[str, str]] = []
 
@@ -186,7 +195,7 @@ async def test_who_reads_them_is_audited(logs, listener, path, nursery):
 
     await nursery.start(serve, logs, listener, audit)
     await lines_of(path, "log")
-    assert audited == [(getpass.getuser(), "log.recent 50 ok")]
+    assert audited == [(pwd.getpwuid(os.geteuid()).pw_name, "log.recent 50 ok")]
 
 
 def test_as_many_can_be_asked_for_as_there_are():

@@ -17,7 +17,8 @@ COOKIE = f"{'i' * 22}.1764122400000.{'m' * 22}.{'s' * 43}"
 
 
 @pytest.mark.parametrize(
-    "secret", ["plain-secret", 'quo"ted', "back\\slash", "a/b@c:d?e#f%", "it's so", "ключ-сервера", '"\\"\\ "x']
+    "secret",
+    ["plain-secret", "a b/c d", 'quo"ted', "back\\slash", "a/b@c:d?e#f%", "it's so", "ключ-сервера", '"\\"\\ "x'],
 )
 @pytest.mark.parametrize(
     "spelled",
