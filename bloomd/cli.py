@@ -8,18 +8,19 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import trio
 
 from bloomd import __version__
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.membridge import USUAL_PORT
-from bloomd.postgres import Pool
-from bloomd.postgres.migrate import migrate, status
-from bloomd.runtime.schema import MIGRATIONS, explained
+from bloomd.postgres import Connection, Pool
+from bloomd.postgres.migrate import Plan, migrate_to, plan, status
+from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
 from bloomd.settings import Loaded, SettingsError, describe, load
 from bloomd.supervisor import EssentialServiceFailed
 
@@ -33,7 +34,7 @@ _EPILOG = {
     "dev": "example: bloomd dev --port 5055 --dir /tmp/bloom",
     "check": "example: bloomd check -c bloomd.yaml --print",
     "doctor": "exit codes: 0 all is well, 1 there are warnings, 2 there are errors; example: bloomd doctor -v",
-    "migrate": "example: bloomd migrate --status",
+    "migrate": "example: bloomd migrate --to 0 --status",
     "worker": "example: bloomd worker --server https://bloom.example.org --token-file token --max-concurrency 2",
 }
 
@@ -173,11 +174,19 @@ def _parser() -> argparse.ArgumentParser:
         "migrate",
         "bring the database schema up to this version; adopts the database of the Node.js runtime",
         _migrate,
-        "It may be repeated, and several machines may do it at once. What had to be repaired is reported.",
+        "It may be repeated, and several machines may do it at once. What had to be repaired is reported. With --to it "
+        "also leads back, while no bloomd is running.",
     )
     takes_file(migrating)
     takes_env_file(migrating)
     migrating.add_argument("--status", action="store_true", help="only tell what would be done")
+    migrating.add_argument(
+        "--to",
+        type=int,
+        metavar="N",
+        help="bring the schema to version N, forward or back; 0 is the schema of the Node.js runtime",
+    )
+    migrating.add_argument("--yes", action="store_true", help="do not ask before something is lost on the way back")
 
     working = command(
         "worker",
@@ -275,30 +284,81 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _migrate(options: argparse.Namespace) -> int:
     loaded = _reader(options)()
-    return trio.run(_bring_up if not options.status else _show_schema, loaded)
+    latest = MIGRATIONS[-1].version
+    to = latest if options.to is None else options.to
+    if options.status:
+        return trio.run(_show_way, loaded, to)
+    return trio.run(_bring_to, loaded, to, options.yes)
 
 
-async def _bring_up(loaded: Loaded) -> int:
-    async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
+@asynccontextmanager
+async def _migrating(loaded: Loaded) -> AsyncGenerator[Connection[Any]]:
+    pool = Pool(loaded.settings.database.url, size=1, application_name="bloomd migrate")
+    async with pool, pool.connection() as connection:
         with explained():
-            done = await migrate(
+            yield connection
+
+
+async def _bring_to(loaded: Loaded, to: int, yes: bool) -> int:
+    async with _migrating(loaded) as connection:
+
+        async def agree(way: Plan) -> None:
+            if way.back:
+                await refuse_while_in_use(connection)
+            if way.losses:
+                _show_losses(way)
+                _confirm(yes)
+
+        try:
+            done = await migrate_to(
                 connection,
                 MIGRATIONS,
+                to,
                 report=lambda line: print(f"  repaired: {line}"),
-                applied=lambda migration: print(f"applied {migration.version:04} {migration.name}", flush=True),
+                agree=agree,
+                applied=lambda migration: print(f"applied {migration}", flush=True),
+                undone=lambda migration: print(f"undone {migration}", flush=True),
             )
-    print(f"the schema is at {MIGRATIONS[-1].version}" + ("" if done else ": nothing to do"))
+        except _Declined as error:
+            print(f"bloomd: {error}", file=sys.stderr)
+            return error.code
+    print(f"the schema is at {to}" + ("" if done.forward or done.back else ": nothing to do"))
     return OK
 
 
-async def _show_schema(loaded: Loaded) -> int:
-    """Exits with 1 when something is to be applied, so that a script can ask."""
-    async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
-        with explained():
-            schema = await status(connection, MIGRATIONS)
-    print(f"the schema is at {schema.current}, this bloomd needs {schema.latest}")
-    for migration in schema.pending:
-        print(f"to apply: {migration.version:04} {migration.name}")
-    if schema.newer:
-        raise Misconfigured("the database is newer than this bloomd: install the version that migrated it")
-    return PENDING if schema.pending else OK
+async def _show_way(loaded: Loaded, to: int) -> int:
+    """Exits with 1 when something is to be done, so that a script can ask."""
+    async with _migrating(loaded) as connection:
+        schema = await status(connection, MIGRATIONS)
+        print(f"the schema is at {schema.current}, this bloomd needs {schema.latest}")
+        way = await plan(connection, MIGRATIONS, to)
+    for migration in way.back:
+        print(f"to undo: {migration}")
+    for migration in way.forward:
+        print(f"to apply: {migration}")
+    _show_losses(way)
+    return PENDING if way.back or way.forward else OK
+
+
+def _show_losses(way: Plan) -> None:
+    for loss in way.losses:
+        print(f"to be lost with {loss.migration}: {loss}", flush=True)
+
+
+class _Declined(Exception):
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(f"{text}: nothing was changed")
+        self.code = code
+
+
+def _confirm(yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise _Declined("this needs --yes, because something is lost", USAGE)
+    try:
+        answer = input("Lose that, and go back? [yes/no] ")
+    except (EOFError, KeyboardInterrupt):
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
+        raise _Declined("not confirmed", PENDING)
