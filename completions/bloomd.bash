@@ -7,7 +7,7 @@ _bloomd() {
         ['bloomd dev']='-h --help --dir --port --bind --allow-unauthenticated --allow-host --worker --membridge-port --no-membridge'
         ['bloomd check']='-h --help -c --config --env-file --print'
         ['bloomd doctor']='-h --help -c --config --env-file -o --output -v --verbose'
-        ['bloomd migrate']='-h --help -c --config --env-file --status'
+        ['bloomd migrate']='-h --help -c --config --env-file --status --to --yes'
         ['bloomd worker']='-h --help -c --config --server --name --token-file --max-concurrency --label --root'
     )
     local -A words=(
@@ -30,6 +30,7 @@ _bloomd() {
             *' --allow-host') value='@' ;;
             *' --membridge-port') value='@' ;;
             *' -o' | *' --output') value='text json' ;;
+            *' --to') value='@' ;;
             *' --server') value='@' ;;
             *' --name') value='@' ;;
             *' --token-file') value='@default' ;;

@@ -25,6 +25,8 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
                 set value yes
             case '* -o' '* --output'
                 set value yes
+            case '* --to'
+                set value yes
             case '* --server'
                 set value yes
             case '* --name'
@@ -78,6 +80,8 @@ complete -c bloomd -n '__bloomd_at bloomd migrate' -s h -l help -d 'show this he
 complete -c bloomd -n '__bloomd_at bloomd migrate' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -l status -d 'only tell what would be done'
+complete -c bloomd -n '__bloomd_at bloomd migrate' -l to -x -d 'bring the schema to version N, forward or back; 0 is the schema of the Node.js runtime'
+complete -c bloomd -n '__bloomd_at bloomd migrate' -l yes -d 'do not ask before something is lost on the way back'
 complete -c bloomd -n '__bloomd_at bloomd worker' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd worker' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd worker' -l server -x -d 'the bloomd that it works for'
