@@ -341,6 +341,8 @@ async def test_help_has_an_example_for_every_command() -> None:
         "probe",
         "sync",
         "log-level",
+        "log",
+        "bugreport",
         "pause",
         "resume",
         "cordon",

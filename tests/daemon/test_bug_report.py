@@ -133,7 +133,7 @@ def test_the_archive_has_all_but_what_is_secret(secretive, database, tmp_path):
     assert checks["settings.file"]["state"] == "ok"
     assert "path=/no/****/such" in files["log.txt"]
     assert "Failing row contains ****" in files["log.txt"]
-    assert "this node leads" in files["log.txt"]
+    assert "event=control method=bugreport user=root outcome=ok" in files["log.txt"]
     assert_none_in(daemon.log.read_text(), secrets)
 
     trail = lambda: daemon.http.get("/api/runtime/audit", params={"action": "control.bugreport"}).json()  # noqa: E731
