@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import trio
 from psycopg.errors import InsufficientPrivilege, ProgrammingError
@@ -82,6 +83,13 @@ class Case:
         if self.schema.value.pending:
             raise Skip("the database does not have this version's schema")
         return self._database
+
+    def of_process(self, what: Literal["clock_jumps", "notifications", "log_files"]) -> Any:
+        """What a daemon tells of its process since it tells it. Raises Skip for an older one."""
+        process = self.status.value["process"]
+        if what not in process:
+            raise Skip("the daemon that runs is older and does not tell that")
+        return process[what]
 
     @property
     def none_runs(self) -> bool:

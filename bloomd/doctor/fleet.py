@@ -20,9 +20,9 @@ OFTEN = 10
 KINDS = 5
 
 # Why a task waits (`runtime/explain.py`) that is no trouble: everybody is at work.
-BUSY = frozenset({"workers-full", "context-turn", "conversation", "retry-delay", "not-before"})
-# What a person has done on purpose, and may have forgotten.
-BY_HAND = frozenset({"queue-paused", "workers-paused", "workers-cordoned", "workers-draining"})
+BUSY = frozenset({"workers-full", "context-turn", "conversation"})
+# What a person has done on purpose, or is to do, and may have forgotten; and workers that will be back.
+BY_HAND = frozenset({"queue-paused", "workers-paused", "workers-cordoned", "workers-draining", "claimable"})
 
 # The latest first. Those that are held back by hand are missed by nobody; one that has paused itself is not silent.
 SILENT = """

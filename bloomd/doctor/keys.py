@@ -57,7 +57,8 @@ def weak(case: Case) -> Found:
         return error(f"{known[0]} is one that everybody knows", _fix(known[0]))
     short = list(dict.fromkeys(key for key, secret in secrets if len(secret) < SHORTEST))
     if short:
-        return warning(f"{' and '.join(short)} has fewer than {SHORTEST} characters", _fix(short[0]))
+        have = "has" if len(short) == 1 else "have"
+        return warning(f"{' and '.join(short)} {have} fewer than {SHORTEST} characters", _fix(short[0]))
     return ok("no key is short or well known")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import trio
 
 from bloomd import __version__
+from bloomd.control.answers import ClockJump
 from bloomd.doctor.case import Case, Stuck
 from bloomd.doctor.finding import Found, Skip, error, ok, warning
 from bloomd.errors import Unavailable, one_line
@@ -71,7 +72,7 @@ def services(case: Case) -> Found:
 async def notifications(case: Case) -> Found:
     """What is notified in the database arrives in the daemon."""
     case.need_service("database")
-    before = case.status.value["process"]["notifications"]
+    before: int = case.of_process("notifications")
     await case.any_database.execute(NOTIFY, channel=CHANGES)
     with trio.move_on_after(ARRIVES_SECONDS):
         while True:
@@ -96,7 +97,8 @@ def loop_lag(case: Case) -> Found:
 
 def clock_jumps(case: Case) -> Found:
     """Nobody has set the clock of this machine."""
-    jumps = [jump for jump in case.status.value["process"]["clock_jumps"] if jump["at"] > time.time() - DAY]
+    told: list[ClockJump] = case.of_process("clock_jumps")
+    jumps = [jump for jump in told if jump["at"] > time.time() - DAY]
     if not jumps:
         return ok("the clock of this machine has not jumped")
     last = jumps[-1]

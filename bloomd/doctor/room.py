@@ -81,7 +81,7 @@ def logs_rotated(case: Case) -> Found:
 def _log_files(case: Case) -> list[Path]:
     """Where the daemon says that it writes; else what lies where the init systems have it write."""
     if case.status.known:
-        files = [Path(file) for file in case.status.value["process"]["log_files"]]
+        files = [Path(file) for file in case.of_process("log_files")]
         if not files:
             raise Skip("the daemon writes its logs to no file: the init system has them")
         return files

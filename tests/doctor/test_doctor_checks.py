@@ -434,8 +434,14 @@ async def test_a_task_that_waits_for_what_does_not_come(site: Site) -> None:
             "UPDATE workers SET cordoned = true WHERE id = 'w1'", "UPDATE workers SET cordoned = false WHERE id = 'w1'"
         ):
             assert await site.complaints() == {"queue.stuck": "warning"}
+        # It is the oldest. Another kind of task waits as well, and for nobody who will ever come.
+        assert await site.complaints() == {"queue.stuck": "warning"}
+        other = site.bloomd.http.post("/api/runtime/llm-tasks", json={"prompt": "p", "labels": ["gpu"]}).json()
+        site.sql("UPDATE llm_tasks SET created_at = created_at - 300000 WHERE id = %s", other["id"])
+        found = await site.examine()
+        assert complaints(found) == {"queue.stuck": "error"}
+        assert other["id"] in found["queue.stuck"].found
     finally:
-        site.bloomd.http.delete(f"/api/runtime/llm-tasks/{made['id']}")
         site.sql("DELETE FROM llm_tasks")
 
 

@@ -75,6 +75,23 @@ async def test_a_daemon_that_may_not_be_asked(site: Site, monkeypatch: pytest.Mo
     assert found["daemon.running"].fix == f"run it as root: sudo bloomd doctor -c {site.bloomd.directory}/examined.yaml"
 
 
+async def test_a_daemon_of_the_release_before(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = Case.ask_daemon
+
+    async def ask_daemon(looked_at: Case) -> Any:
+        told: Any = await really(looked_at)
+        new = ("clock_jumps", "notifications", "log_files")
+        return told | {"process": {key: value for key, value in told["process"].items() if key not in new}}
+
+    monkeypatch.setattr(Case, "ask_daemon", ask_daemon)
+    found = await site.examine()
+    assert complaints(found) == {}
+    older = "the daemon that runs is older and does not tell that"
+    assert [name for name, finding in found.items() if finding.found == older] == [
+        "disk.logs", "logs.writable", "logs.rotated", "notifications", "clock.jumps"
+    ]  # fmt: skip
+
+
 async def test_settings_that_whoever_asks_may_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     async with gathered(site.read, config=site.file()) as looked_at:
