@@ -3,7 +3,8 @@
 A check has a name that stays, looks at one thing, and says in one sentence how it is; and when that is not well, in one
 line what mends it. `checks.py` has the table of all checks. Read it first.
 
-    case.py      what the checks look at: found out once, each a value or the reason why there is none (fact.py)
+    case.py      what the checks look at, each a value or the reason why there is none (fact.py)
+    gather.py    finds it out, once for all checks
     finding.py   what a check answers
     report.py    all answers as text for a person, or as JSON
 

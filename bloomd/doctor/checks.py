@@ -11,9 +11,10 @@ import trio
 from psycopg.errors import InsufficientPrivilege
 
 from bloomd.doctor import files, fleet, front, keys, peers, postgres, process, room, sockets
-from bloomd.doctor.case import NOT_PERMITTED, Case, gathered
+from bloomd.doctor.case import Case
 from bloomd.doctor.fact import SECONDS
-from bloomd.doctor.finding import Finding, Found, Skip, error
+from bloomd.doctor.finding import NOT_PERMITTED, Finding, Found, Skip, error
+from bloomd.doctor.gather import gathered
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.settings import Loaded
 

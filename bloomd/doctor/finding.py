@@ -6,6 +6,9 @@ import msgspec
 
 State = Literal["ok", "skipped", "warning", "error"]
 
+# Why a check is skipped for which PostgreSQL does not let our user look.
+NOT_PERMITTED = "our user may not look at it: see postgres.privileges"
+
 
 class Found(msgspec.Struct, frozen=True):
     """The answer of one check."""

@@ -13,7 +13,7 @@ sys.path += [str(TESTS / "packaging"), str(TESTS / "probes")]  # nginx_process, 
 
 from site_to_examine import Site, tell  # noqa: E402
 
-from bloomd.doctor import case, checks, fact, front, peers, process, proxy  # noqa: E402
+from bloomd.doctor import case, checks, fact, front, gather, peers, process, proxy  # noqa: E402
 from bloomd.exchange import trust  # noqa: E402
 
 # A machine that does other things as well may be slow, and its event loops late.
@@ -35,7 +35,7 @@ def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def site(whole_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The same, whose certificates this process trusts; on a machine that is in no hurry."""
     whole_site.be_trusted(monkeypatch)
-    for module in (checks, fact, proxy, peers, front):
+    for module in (checks, fact, front, gather, peers, proxy):
         monkeypatch.setattr(module, "SECONDS", PATIENCE)
     monkeypatch.setattr(case, "ASK_SECONDS", PATIENCE - 1)
     monkeypatch.setattr(process, "ARRIVES_SECONDS", PATIENCE - 2)

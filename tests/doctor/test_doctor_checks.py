@@ -17,9 +17,10 @@ from site_to_examine import KEY, MEMBRIDGE_KEY, OTHER_GROUP, Site, complaints, t
 
 from bloomd.doctor import case as cases
 from bloomd.doctor import files, postgres, process, room, sockets
-from bloomd.doctor.case import Case, gathered
+from bloomd.doctor.case import Case
 from bloomd.doctor.checks import CHECKS
 from bloomd.doctor.finding import Found
+from bloomd.doctor.gather import gathered
 from bloomd.doctor.users import User
 from bloomd.runtime.schema import MIGRATIONS
 

@@ -19,9 +19,10 @@ from site_to_examine import MEMBRIDGE_KEY, Site, complaints
 from bloomd import __version__, cli
 from bloomd.control.client import NotPermitted
 from bloomd.control.layout import Look
-from bloomd.doctor import Finding, case, checks, fact, files, front, peers, proxy, report
-from bloomd.doctor.case import Case, gathered
+from bloomd.doctor import Finding, case, checks, fact, files, front, gather, peers, proxy, report
+from bloomd.doctor.case import Case
 from bloomd.doctor.finding import State
+from bloomd.doctor.gather import gathered
 from bloomd.errors import Unavailable
 
 
@@ -101,9 +102,8 @@ async def test_settings_that_whoever_asks_may_not_read(site: Site, monkeypatch: 
 
 async def test_everything_hangs(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a listener that takes connections and never says a word."""
-    for module in (case, checks, fact, front, peers, proxy):
-        if hasattr(module, "SECONDS"):
-            monkeypatch.setattr(module, "SECONDS", 0.5)
+    for module in (checks, fact, front, gather, peers, proxy):
+        monkeypatch.setattr(module, "SECONDS", 0.5)
     monkeypatch.setattr(case, "ASK_SECONDS", 0.4)
     control = tmp_path / "bloomd.sock"
     with ExitStack() as stack:
