@@ -33,11 +33,13 @@ async def membridge_key(case: Case) -> Found:
     client = MembridgeClient(str(settings.server_url), settings.admin_key, timeout=SECONDS, retry=RETRY)
     try:
         await client.check_key()
-    except (Unavailable, Misconfigured) as trouble:
+    except Misconfigured as trouble:
         return error(
             one_line(trouble),
             "set membridge.admin_key (MEMBRIDGE_ADMIN_KEY) to Membridge's own, then bloomd-ctl reload",
         )
+    except Unavailable as trouble:
+        return error(one_line(trouble), "see Membridge's log for why it does not list its agents")
     return ok("Membridge takes the admin key")
 
 
@@ -57,7 +59,9 @@ async def minio_bucket(case: Case) -> Found:
     settings = case.settings.minio
     try:
         await Store(settings).check_bucket()
-    except (Unavailable, Misconfigured) as trouble:
+    except Unavailable as trouble:
+        return error(one_line(trouble), "see the log of the object store")
+    except Misconfigured as trouble:
         return error(one_line(trouble), f"mc mb ALIAS/{settings.bucket}, or correct the keys; then bloomd-ctl reload")
     return ok(f"the keys open the bucket {settings.bucket}")
 
