@@ -5,6 +5,7 @@ another version of bloomd has another name. The first, at `/`, names them all, s
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -45,7 +46,7 @@ class File(msgspec.Struct, frozen=True):
 
 def load() -> dict[str, File]:
     """Every file of the page by its path."""
-    parts = {name: part.read_bytes() for name, part in _walk(files("bloomd") / "web", "")}
+    parts = {name: _lean(name, part.read_bytes()) for name, part in _walk(files("bloomd") / "web", "")}
     first = parts.pop("index.html").decode()
     digest = hashlib.sha256(b"".join(name.encode() + parts[name] for name in sorted(parts))).hexdigest()[:12]
     preloaded = "\n".join(
@@ -80,6 +81,11 @@ def with_page(app: App, page: dict[str, File]) -> App:
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
     return serve
+
+
+def _lean(name: str, content: bytes) -> bytes:
+    """Without the lines that are only a comment: whoever reads the source has them. The others keep their numbers."""
+    return re.sub(rb"(?m)^\t*//.*$", b"", content) if name.endswith(".js") else content
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:

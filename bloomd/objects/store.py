@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.exchange import trust, why
+from bloomd.objects.address import address
 from bloomd.settings.model import Minio
 
 T = TypeVar("T")
@@ -26,8 +27,6 @@ THREADS = 2
 
 # For connecting, and for each wait for the server: how long a thread that nobody waits for any more may stay.
 WAIT_SECONDS = 10.0
-
-DEFAULT_PORT = 9000
 
 
 class Store:
@@ -103,19 +102,6 @@ class Store:
                 " correct minio.region, minio.endpoint or minio.secure"
             )
         return Unavailable(f"{self._who} answered {status} ({error.code})")
-
-
-def address(settings: Minio) -> str:
-    """`host:port` of the server.
-
-    Raises:
-        Misconfigured: no server is configured.
-    """
-    if settings.endpoint is None:
-        raise Misconfigured("no object store is configured: set minio.endpoint")
-    host, separator, port = settings.endpoint.rpartition(":")
-    has_port = separator and port.isdigit() and not (":" in host and not host.endswith("]"))
-    return settings.endpoint if has_port else f"{settings.endpoint}:{DEFAULT_PORT}"
 
 
 def _reason(error: Exception) -> str:

@@ -2,16 +2,19 @@
 
 from collections.abc import Awaitable
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import trio
 
 from bloomd.errors import Unavailable
-from bloomd.objects import Store, address
+from bloomd.objects.address import address
 from bloomd.probes.http import get
 from bloomd.settings.model import Minio
 
-HEALTH = "/minio/health/live"
+if TYPE_CHECKING:
+    from bloomd.objects.store import Store
 
-# Kept from check to check, so that the threads that hang in it are counted.
-_store = lru_cache(maxsize=1)(Store)
+HEALTH = "/minio/health/live"
 
 
 def check(settings: Minio) -> Awaitable[None] | None:
@@ -25,4 +28,13 @@ async def _check(settings: Minio) -> None:
         return
     if not 400 <= status < 500:
         raise Unavailable(f"{url} answered {status} to GET {HEALTH}")
-    await _store(settings).check_bucket()
+    store = await trio.to_thread.run_sync(_store, settings)
+    await store.check_bucket()
+
+
+@lru_cache(maxsize=1)
+def _store(settings: Minio) -> "Store":
+    """Kept from check to check, so that the threads that hang in it are counted."""
+    from bloomd.objects.store import Store
+
+    return Store(settings)

@@ -6,8 +6,8 @@
 //      └── links, filters, Back
 //
 // A page is {title(), types, load(context), render(data, context)}. `load` throws a Problem when it has nothing to show;
-// then what was shown before stays, marked as old. The context has: params (of the address), session, reload(), redraw(),
-// signal, and state (the page's own, while one stays on it). onEvent(type, entry, context) gives true when it has dealt
+// then what was shown before stays, marked as old. The context has: params (of the address), session, askSession(),
+// reload(), redraw(), signal, and state (the page's own, while one stays on it). onEvent(type, entry, context) gives true when it has dealt
 // with an event, so that nothing is loaded.
 
 import { Problem, api, onUnauthorized } from "./api.js";
@@ -39,6 +39,12 @@ const SETTLE_MS = 1200;
 const POLL_MS = 5000;
 const NET_MS = 60_000;
 
+// What of the address says that a page is about one thing: then it begins at its top.
+const ONE_OF_MANY = ["task", "worker", "project", "managed"];
+
+// Where one was when one left an address, to be there again when one comes back.
+const left = new Map();
+
 const state = { session: null, page: null, params: null, data: null, problem: null, loadedAt: 0, context: null };
 let visit = new AbortController();
 let paused = false;
@@ -47,8 +53,10 @@ let dueAt = 0;
 let changedAt = 0;
 
 const live = new Live({
-	onEvent: (type, entry) => {
+	onEvent: (said, entry) => {
 		const page = PAGES[state.page];
+		// Without a database there is next to nothing to be had, and with it again there is all.
+		const type = said === "service" && entry.name === "database" ? "reset" : said;
 		if (!page || !(type === "reset" || page.types.includes(type))) return;
 		if (page.onEvent?.(type, entry, state.context) === true) return;
 		changedAt = Date.now();
@@ -79,7 +87,7 @@ async function load() {
 		const data = await PAGES[state.page].load(context);
 		// Of two at once the earlier may come last.
 		if (context !== state.context || began < state.shownAt) return;
-		Object.assign(state, { data, problem: null, shownAt: began });
+		Object.assign(state, { data, of: context.params, problem: null, shownAt: began });
 	} catch (error) {
 		if (context !== state.context || context.signal.aborted) return;
 		if (!(error instanceof Problem)) throw error;
@@ -89,7 +97,7 @@ async function load() {
 	draw();
 }
 
-function open() {
+async function open() {
 	const { page, params } = here();
 	if (!state.session) return showSignIn();
 	if (!Object.hasOwn(PAGES, page)) return go("overview");
@@ -98,19 +106,31 @@ function open() {
 	const stays = page === state.page;
 	Object.assign(state, { page, params, problem: null, data: stays ? state.data : null });
 	const own = stays ? state.context.state : {};
-	state.context = { params, session: state.session, signal: visit.signal, state: own, reload: load, redraw: draw };
+	state.context = { params, session: state.session, signal: visit.signal, state: own, askSession, reload: load, redraw: draw };
+	const place = [page, ...ONE_OF_MANY.map((name) => params.get(name))].join();
+	const moves = place !== state.place;
+	state.place = place;
+	// Only an address that one has come back to has been seen.
+	const isBack = history.state?.seen;
+	const before = isBack && left.get(location.hash);
+	if (isBack) document.activeElement.removeAttribute("value"); // also a field that has the focus is rendered anew
+	history.replaceState({ seen: true }, "");
+	const main = document.getElementById("main");
 	if (!stays) {
 		draw();
-		document.getElementById("main").focus({ preventScroll: true });
+		main.focus({ preventScroll: true });
 		scrollTo(0, 0);
 	}
-	return load();
+	await load();
+	if (!moves) return;
+	scrollTo(0, before?.top ?? 0);
+	if (before?.link) main.querySelector(`a[href="${CSS.escape(before.link)}"]`)?.focus({ preventScroll: true });
 }
 
 setInterval(() => {
 	renewTimes();
 	if (document.hidden || paused || !state.context) return;
-	const patience = live.state === "live" ? NET_MS : POLL_MS;
+	const patience = live.state === "live" && !state.problem ? NET_MS : POLL_MS;
 	if (Date.now() - state.loadedAt >= Math.min(patience, PAGES[state.page].every ?? patience)) load();
 }, 1000);
 
@@ -118,16 +138,21 @@ setInterval(() => {
 
 async function askSession() {
 	const session = await api.get("/runtime/session");
-	if (session.actor !== null) state.session = session;
-	else signedOut(state.session !== null);
+	if (session.actor === null) return signedOut(state.session !== null);
+	state.session = session;
+	if (state.context) state.context.session = session;
+	frame();
 }
 
 function signedOut(expired) {
 	Object.assign(state, { session: null, page: null, context: null, data: null, problem: null, expired });
 	visit.abort();
 	live.stop();
-	// A new secret is shown this one time, also to whom it has just shut out.
-	document.querySelectorAll("dialog:not(:has(.secret))").forEach((each) => each.close());
+	// A new secret is shown this one time, also to whom it has just shut out; and what was being written waits.
+	for (const each of document.querySelectorAll("dialog:not(:has(.secret))")) {
+		each.hidden = expired && each.querySelector("form") !== null;
+		each.close();
+	}
 	showSignIn();
 }
 
@@ -148,11 +173,20 @@ function showSignIn() {
 function begin() {
 	frame();
 	live.start();
+	for (const each of document.querySelectorAll("dialog[hidden]")) {
+		each.hidden = false;
+		each.showModal();
+	}
 	return open();
 }
 
 async function signOut() {
-	await api.delete("/runtime/session");
+	try {
+		await api.delete("/runtime/session");
+	} catch (error) {
+		if (error.status !== 503) throw error;
+		toast(error.message, { kind: "bad" }); // this browser has forgotten the session all the same
+	}
 	signedOut(false);
 }
 
@@ -161,7 +195,9 @@ async function signOut() {
 function draw() {
 	frame();
 	const page = PAGES[state.page];
-	const { data, problem, context } = state;
+	const { problem, context } = state;
+	// What is of another address stays until this one's is there, and not beside what went wrong with this one.
+	const data = problem && state.of !== context.params ? null : state.data;
 	const main = document.getElementById("main");
 	const isInside = main.contains(document.activeElement);
 	patch(
@@ -247,7 +283,11 @@ function pause() {
 	setTimeout(frame); // when the button is busy no more, or it would keep its label
 }
 
-addEventListener("hashchange", open);
+history.scrollRestoration = "manual";
+addEventListener("hashchange", ({ oldURL }) => {
+	if (oldURL) left.set(new URL(oldURL).hash, { top: scrollY, link: document.activeElement?.getAttribute("href") });
+	open();
+});
 document.addEventListener("visibilitychange", () => {
 	// A browser has few connections for all its tabs: one that nobody looks at holds none.
 	if (!state.session || paused) return;

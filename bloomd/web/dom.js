@@ -73,6 +73,7 @@ function patchNode(node, next) {
 		if (node.data !== next.data) node.data = next.data;
 		return;
 	}
+	const said = rendered(node);
 	for (const { name } of [...node.attributes])
 		// What a person has opened stays open, whatever it was rendered as.
 		if (!next.hasAttribute(name) && !(name === "open" && node.nodeName === "DETAILS")) node.removeAttribute(name);
@@ -80,11 +81,14 @@ function patchNode(node, next) {
 	for (const name of node[HANDLERS] ?? []) if (!next[HANDLERS]?.has(name)) node[name] = null;
 	for (const name of next[HANDLERS] ?? []) node[name] = next[name];
 	node[HANDLERS] = next[HANDLERS];
-	// A field is as a person has left it, unless it is rendered anew with another value.
-	if (node.nodeName === "INPUT" && node !== document.activeElement) {
-		if (node.type === "checkbox" || node.type === "radio") node.checked = next.checked;
-		else if (next.hasAttribute("value")) node.value = next.value;
-	}
 	patchChildren(node, [...next.childNodes]);
-	if (node.nodeName === "SELECT" && node !== document.activeElement) node.value = next.value;
+	// A field that has the focus is as a person has left it, unless it is rendered with another value than before.
+	if (node === document.activeElement && said === rendered(next)) return;
+	if (node.type === "checkbox" || node.type === "radio") node.checked = next.checked;
+	else if (node.nodeName === "SELECT" || (node.nodeName === "INPUT" && next.hasAttribute("value"))) node.value = next.value;
+}
+
+// What a field was rendered with, whatever has become of it.
+function rendered(node) {
+	return node.nodeName === "SELECT" ? node.querySelector("option[selected]")?.value : node.getAttribute?.("value");
 }

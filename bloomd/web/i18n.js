@@ -16,20 +16,39 @@ const CHOICE = "bloomd.language";
 export let language = chosen();
 
 function chosen() {
-	const wanted = [localStorage.getItem(CHOICE), ...navigator.languages.map((each) => each.slice(0, 2))];
+	const wanted = [remembered(), ...navigator.languages.map((each) => each.slice(0, 2))];
 	return wanted.find((each) => each in LANGUAGES) ?? "en";
 }
 
+// A browser that is told to keep nothing throws.
+function remembered() {
+	try {
+		return localStorage.getItem(CHOICE);
+	} catch {
+		return null;
+	}
+}
+
 export function choose(next) {
-	localStorage.setItem(CHOICE, next);
 	language = next;
+	try {
+		localStorage.setItem(CHOICE, next);
+	} catch {
+		// Then it is chosen for as long as the page is open.
+	}
+}
+
+function found(key) {
+	const [part, ...names] = key.split(".");
+	const own = (words, name) => (typeof words === "object" && Object.hasOwn(words, name) ? words[name] : undefined);
+	const text = names.reduce(own, CATALOGUES[part]?.[language]);
+	return typeof text === "string" || text?.other ? text : undefined;
 }
 
 // The words for a key such as "tasks.title", with {names} filled in. A text may differ by number: {one, few, many, other},
 // chosen by the parameter n.
 export function t(key, params = {}) {
-	const [part, ...rest] = key.split(".");
-	let text = CATALOGUES[part]?.[language]?.[rest.join(".")];
+	let text = found(key);
 	if (text === undefined) throw new Error(`no words for ${key} in ${language}`);
 	if (typeof text === "object") text = text[formatter(Intl.PluralRules).select(params.n)] ?? text.other;
 	return text.replace(/\{(\w+)\}/g, (_, name) => (typeof params[name] === "number" ? number(params[name]) : (params[name] ?? "")));
@@ -37,8 +56,7 @@ export function t(key, params = {}) {
 
 // The same where there may be none: of what the server names and may name anew.
 export function known(key, fallback) {
-	const [part, ...rest] = key.split(".");
-	return rest.join(".") in (CATALOGUES[part]?.[language] ?? {}) ? t(key) : fallback;
+	return found(key) === undefined ? fallback : t(key);
 }
 
 export function number(value, options) {

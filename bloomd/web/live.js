@@ -1,12 +1,15 @@
 // Whether the page is up to date by itself: one stream of events for all of it.
 //
-//   connecting ─▶ live ◀─▶ reconnecting ─▶ polling (the stream is blocked, or cannot be had: then asking now and then)
+//   connecting ─▶ live ◀─▶ reconnecting ─▶ polling (the stream is blocked, held back, or cannot be had)
 //   paused: a person reads and wants nothing to move; also while nobody looks at the tab.
 
 const TYPES = ["task", "lease", "worker", "probe", "service", "audit", "reset"];
 
-// A stream that has not begun by then does not come through; it is still tried.
+// A stream of which nothing is seen by then does not come through; it is still tried.
 const BLOCKED_MS = 6000;
+
+// There is a pulse every 15 s: where three fail to come, the stream is lost, whatever the browser thinks.
+const SILENT_MS = 45_000;
 
 // Between two tries for a stream that the browser has given up.
 const RETRY_MS = 5000;
@@ -27,24 +30,27 @@ export class Live {
 
 	start() {
 		this.stop("connecting");
-		const source = (this.#source = new EventSource(`/api/runtime/events`));
-		this.#timer = setTimeout(() => this.#become("polling"), BLOCKED_MS);
-		source.onopen = () => {
-			clearTimeout(this.#timer);
+		const source = (this.#source = new EventSource("/api/runtime/events?pulse=true"));
+		this.#in(BLOCKED_MS, () => this.#become("polling"));
+		const alive = () => {
+			this.#in(SILENT_MS, () => this.start());
 			// What has changed while there was no stream is not told any more.
 			if (this.#state !== "live") this.onEvent("reset", null);
 			this.#become("live");
 		};
+		source.addEventListener("pulse", alive);
 		source.onerror = () => {
-			clearTimeout(this.#timer);
 			if (this.#state === "live" || this.#state === "connecting") this.#become("reconnecting");
 			if (source.readyState === EventSource.CLOSED) {
 				this.onClosed();
-				this.#timer = setTimeout(() => this.start(), RETRY_MS);
-			} else this.#timer = setTimeout(() => this.#become("polling"), BLOCKED_MS);
+				this.#in(RETRY_MS, () => this.start());
+			} else this.#in(BLOCKED_MS, () => this.#become("polling"));
 		};
 		for (const type of TYPES)
-			source.addEventListener(type, (event) => this.onEvent(type, type === "reset" ? null : JSON.parse(event.data)));
+			source.addEventListener(type, (event) => {
+				alive();
+				this.onEvent(type, type === "reset" ? null : JSON.parse(event.data));
+			});
 	}
 
 	stop(state = "paused") {
@@ -52,6 +58,11 @@ export class Live {
 		this.#source?.close();
 		this.#source = null;
 		this.#become(state);
+	}
+
+	#in(ms, act) {
+		clearTimeout(this.#timer);
+		this.#timer = setTimeout(act, ms);
 	}
 
 	#become(state) {

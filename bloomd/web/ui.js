@@ -50,16 +50,17 @@ export function badge(state, label = known(`app.state.${state}`, state)) {
 	return h("span", { class: `badge ${mood}`, "data-state": state }, label);
 }
 
-// What a problem is, and what to do about it, where the thing itself would be.
+// What a problem is, and what to do about it, where the thing itself would be. `retry`: what trying again is; null in a
+// form, where it is to send it once more.
 export function problemBox(problem, retry) {
 	return h(
 		"div",
 		{ class: "problem", role: "alert" },
 		h("strong", {}, whatFailed(problem)),
-		h("p", {}, problem.message),
-		problem.errors?.length > 1 && h("ul", {}, problem.errors.map(({ field, message }) => h("li", {}, `${field}: ${message}`))),
-		h("p", {}, whatToDo(problem)),
-		retry && button(t("app.again"), retry),
+		h("p", { lang: "en" }, problem.message),
+		problem.errors?.length > 1 && h("ul", { lang: "en" }, problem.errors.map(({ field, message }) => h("li", {}, `${field}: ${message}`))),
+		h("p", {}, whatToDo(problem, retry === null)),
+		retry && mayPass(problem.status) && button(t("app.again"), retry),
 	);
 }
 
@@ -68,8 +69,13 @@ export function whatFailed({ status, type }) {
 	return known(`app.failed.${status}`, t("app.failed.other", { status: String(status) }));
 }
 
-function whatToDo({ status }) {
+function whatToDo({ status }, isForm) {
+	if (isForm && mayPass(status)) return t("app.advice.later"); // nothing sends it by itself
 	return known(`app.advice.${status}`, status >= 500 ? t("app.advice.server") : t("app.advice.request"));
+}
+
+function mayPass(status) {
+	return status === 0 || status === 429 || status >= 500;
 }
 
 // A field of a form with its label, a hint below, and the error that the server has said about it.
@@ -190,7 +196,7 @@ export function dialog(title, content) {
 			before?.isConnected && before.focus();
 			resolve(value);
 		};
-		shown.onclose = () => shown.isConnected && close();
+		shown.onclose = () => shown.isConnected && !shown.hidden && close();
 		shown.append(h("h2", { id }, title), ...[content(close)].flat());
 		document.body.append(shown);
 		shown.showModal();
@@ -206,7 +212,7 @@ export async function confirm(title, what, { action, danger = true } = {}) {
 				"div",
 				{ class: "actions" },
 				h("button", { type: "button", onclick: () => close(false), autofocus: true }, t("app.cancel")),
-				h("button", { type: "button", class: danger ? "danger" : "primary", onclick: () => close(true) }, action ?? title),
+				h("button", { type: "button", class: danger ? "danger" : "primary", onclick: () => close(true) }, action ?? title.replace("?", "")),
 			),
 		]),
 	);
@@ -229,7 +235,8 @@ export function formDialog(title, { fields, submit, action, intro }) {
 						close(await submit(new FormData(form)));
 					} catch (error) {
 						if (!(error instanceof Problem)) throw error;
-						problems.replaceChildren(problemBox(error));
+						if (error.status === 401) return; // what was written is there again after the sign-in
+						problems.replaceChildren(problemBox(error, null));
 						problems.scrollIntoView({ block: "nearest" });
 					} finally {
 						send.disabled = false;

@@ -18,15 +18,14 @@ TRUNCATE llm_tasks, leases, workers, conversations, runtime_artifacts, llm_resul
 
 
 @pytest.fixture(scope="session")
-def start_daemon(postgres_server: PostgresServer) -> Callable[[], AbstractContextManager[Bloomd]]:
+def start_daemon(postgres_server: PostgresServer, migrated: str) -> Callable[[], AbstractContextManager[Bloomd]]:
     """Start a daemon on a database of its own, for as long as a block lasts."""
 
     @contextmanager
     def started() -> Iterator[Bloomd]:
-        url = postgres_server.create_database()
+        url = postgres_server.create_database(migrated)
         bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, http__max_body_bytes=100_000)
         bloomd.configure()
-        bloomd.migrate()
         with bloomd:
             yield bloomd
             assert bloomd.stop() == 0
@@ -41,16 +40,15 @@ def daemon(start_daemon: Callable[[], AbstractContextManager[Bloomd]]) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def keyed(postgres_server: PostgresServer) -> Iterator[Bloomd]:
+def keyed(postgres_server: PostgresServer, migrated: str) -> Iterator[Bloomd]:
     """Another one, which has a key for agents and leaves it to the tests to ask them."""
     key = "the-agent-key-of-the-tests"
     bloomd = Bloomd(
-        postgres_server.create_database(),
+        postgres_server.create_database(migrated),
         membridge__agent_key=key,
         workers__poll_interval=3600,
         http__drain_seconds=0.1,
     )
-    bloomd.migrate()
     with socket.create_server(("127.0.0.1", 0)) as agent:
         url = f"http://127.0.0.1:{agent.getsockname()[1]}"
         with psycopg.connect(bloomd.settings["database.url"]) as connection:

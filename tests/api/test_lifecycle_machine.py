@@ -66,17 +66,16 @@ STATS_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
-def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
+def daemon(postgres_server: PostgresServer, migrated: str) -> Iterator[Bloomd]:
     """A daemon of its own: nobody else could live by this clock."""
     bloomd = Bloomd(
-        postgres_server.create_database(),
+        postgres_server.create_database(migrated),
         tasks__sweep_interval=0.05,
         tasks__retry_delay=RETRY_MS / SECOND,
         tasks__retry_delay_max=RETRY_MAX_MS / SECOND,
         workers__offline_after=OFFLINE_MS / SECOND,
     )
     bloomd.configure()
-    bloomd.migrate()
     with bloomd:
         yield bloomd
         assert bloomd.stop() == 0

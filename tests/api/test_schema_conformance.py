@@ -241,11 +241,10 @@ def succeeded(api: httpx.Client) -> set[tuple[str, str]]:
 
 
 @pytest.mark.slow
-async def test_the_api_is_as_described(postgres_server: PostgresServer, tmp_path: Path):
-    url = postgres_server.create_database()
+async def test_the_api_is_as_described(postgres_server: PostgresServer, migrated: str, tmp_path: Path):
+    url = postgres_server.create_database(migrated)
     async with membridge_peer() as peer, agent_peer() as agent:
         bloomd = Bloomd(url, membridge__server_url=peer.url, membridge__admin_key=KEY, http__public_url=peer.url)
-        bloomd.migrate()
         with bloomd:
             membridge = {"membridge_server_url": [peer.url], "admin_key": [KEY], "membridge_admin_key": [KEY]}
             known = await trio.to_thread.run_sync(populate, bloomd.http, agent.url) | membridge

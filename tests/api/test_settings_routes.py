@@ -44,9 +44,9 @@ def test_it_is_what_bloomd_ctl_shows(api, daemon):
     assert api.get(PATH).json() == shown
 
 
-def test_no_secret_is_in_it(postgres_server: PostgresServer):
+def test_no_secret_is_in_it(postgres_server: PostgresServer, migrated: str):
     bloomd = Bloomd(
-        f"{postgres_server.create_database()} password=hush-database",
+        f"{postgres_server.create_database(migrated)} password=hush-database",
         membridge__server_url="http://127.0.0.1:1",
         membridge__admin_key="1234hush-admin5678",
         membridge__agent_key="hush-agent",
@@ -54,7 +54,6 @@ def test_no_secret_is_in_it(postgres_server: PostgresServer):
         minio__access_key="access",
         minio__secret_key="hush-minio",
     )
-    bloomd.migrate()
     with bloomd:
         text = bloomd.http.get(PATH).text
         assert '"1234****5678"' in text

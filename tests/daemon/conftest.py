@@ -16,14 +16,30 @@ def server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def database(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
+    """The connection string of a database with our schema and nothing in it."""
+    copy = postgres_server.create_database(template=migrated)
+    yield copy
+    postgres_server.drop_database(copy)
+
+
+@pytest.fixture
+def unmigrated(postgres_server: PostgresServer) -> Iterator[str]:
+    """The connection string of an empty database."""
+    conninfo = postgres_server.create_database()
+    yield conninfo
+    postgres_server.drop_database(conninfo)
+
+
+@pytest.fixture
 def bloomd(database: str) -> Iterator[Callable[..., Bloomd]]:
-    """Make a daemon that is ended with the test; not started yet."""
+    """Make a daemon, not started yet, that is ended with the test. Another database than the test's is migrated."""
     made: list[Bloomd] = []
 
     def make(url: str = database, *, migrate: bool = True, **settings: Any) -> Bloomd:
         daemon = Bloomd(url, **settings)
         made.append(daemon)
-        if migrate:
+        if migrate and url != database:
             daemon.migrate()
         return daemon
 

@@ -41,7 +41,7 @@ def service(daemon, name):
 
 @pytest.fixture
 def two(bloomd):
-    return bloomd().start(), bloomd(migrate=False).start()
+    return bloomd().start(), bloomd().start()
 
 
 def test_what_happens_at_one_node_is_told_at_the_other_at_once(two):

@@ -110,10 +110,9 @@ def left(bloomd: Bloomd) -> int | None:
 
 
 @pytest.mark.slow
-def test_every_task_ends_once_whoever_is_killed(postgres_server: PostgresServer) -> None:
-    url = postgres_server.create_database()
+def test_every_task_ends_once_whoever_is_killed(postgres_server: PostgresServer, migrated: str) -> None:
+    url = postgres_server.create_database(migrated)
     bloomd = Bloomd(url, membridge__serve=f"127.0.0.1:{free_port()}", tasks__retry_delay=0.05)
-    bloomd.migrate()
     chance = random.Random(5)
     with bloomd, workers(bloomd, 3) as fleet:
         fake = bloomd.directory / "fake"

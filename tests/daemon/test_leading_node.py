@@ -128,7 +128,7 @@ def test_a_node_alone_leads_at_once_and_again_when_its_database_is_back(bloomd, 
 
 
 def test_the_leader_mirrors_and_the_others_say_who_does(bloomd):
-    first, other = bloomd(), bloomd(migrate=False)
+    first, other = bloomd(), bloomd()
     first.start()
     eventually(lambda: leads(first))
     other.start()

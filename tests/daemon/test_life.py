@@ -66,8 +66,8 @@ def test_a_second_signal_does_not_wait(bloomd):
         assert daemon.stop(seconds=10) == 0
 
 
-def test_an_unmigrated_database_is_refused_with_the_command_that_helps(bloomd):
-    daemon = bloomd(migrate=False).start(ready=False)
+def test_an_unmigrated_database_is_refused_with_the_command_that_helps(bloomd, unmigrated):
+    daemon = bloomd(unmigrated, migrate=False).start(ready=False)
     eventually(lambda: daemon.socket.exists() and "bloomd migrate" in words(daemon.ctl("status").stdout))
     assert daemon.ctl("status").returncode == 2
     ready = daemon.http.get("/ready")
@@ -94,7 +94,7 @@ def test_a_port_in_use_is_refused(bloomd):
 
 
 def test_a_bad_configuration_exits_with_78_and_every_error(bloomd):
-    daemon = bloomd(migrate=False, http__max_body_bytes="many", membridge__server_url="ftp://x").start(ready=False)
+    daemon = bloomd(http__max_body_bytes="many", membridge__server_url="ftp://x").start(ready=False)
     assert daemon.process.wait(20) == 78
     log = daemon.log.read_text()
     assert "http.max_body_bytes" in log or "max_body_bytes" in log
@@ -138,7 +138,7 @@ def test_without_a_key_only_loopback_names_are_served(bloomd):
 
 
 def test_nothing_listens_beyond_loopback_without_a_key(bloomd):
-    daemon = bloomd(migrate=False, http__api_key=None, http__bind=["0.0.0.0:0"]).start(ready=False)
+    daemon = bloomd(http__api_key=None, http__bind=["0.0.0.0:0"]).start(ready=False)
     assert daemon.process.wait(20) == 78
     assert "allow_unauthenticated" in daemon.log.read_text()
 

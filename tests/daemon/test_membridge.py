@@ -104,7 +104,8 @@ async def test_settings_made_through_the_api_are_in_force_at_once_on_every_node(
         assert len(audit) == 1
 
         unset = await off_loop(one.http.delete, "/api/runtime/config/membridge_server_url")
-        assert unset.json()["membridge_server_url"] == ""
+        assert (unset.json()["membridge_server_url"], unset.json()["connected"]) == ("", False)
+        assert unset.json()["last_test"] is None  # that was of another server
         assert (await get("/api/membridge/agents")).status_code == 502
         await eventually(lambda: sync_service(one) is None)
 

@@ -93,8 +93,8 @@ def test_a_secret_set_through_the_api_is_not_logged(bloomd):
     assert SECRET not in daemon.log.read_text()
 
 
-def test_migrate_tells_what_it_does_and_what_is_left_to_do(bloomd):
-    daemon = bloomd(migrate=False)
+def test_migrate_tells_what_it_does_and_what_is_left_to_do(bloomd, unmigrated):
+    daemon = bloomd(unmigrated, migrate=False)
     assert daemon.run("migrate", "--status").returncode == 1
     done = daemon.run("migrate")
     assert (done.returncode, "applied 0001 tables" in done.stdout) == (0, True)
@@ -102,10 +102,10 @@ def test_migrate_tells_what_it_does_and_what_is_left_to_do(bloomd):
     assert daemon.run("migrate", "--status").returncode == 0
 
 
-def test_tables_of_somebody_else_are_refused_in_one_sentence(bloomd, database):
-    with psycopg.connect(database, autocommit=True) as connection:
+def test_tables_of_somebody_else_are_refused_in_one_sentence(bloomd, unmigrated):
+    with psycopg.connect(unmigrated, autocommit=True) as connection:
         connection.execute("CREATE TABLE llm_tasks (id integer)")
-    daemon = bloomd(migrate=False)
+    daemon = bloomd(unmigrated, migrate=False)
     refused = daemon.run("migrate")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (78, 1)
     assert "not those of BLOOM Runtime" in refused.stderr
@@ -127,7 +127,7 @@ def test_a_user_without_rights_is_told_what_is_missing(bloomd, postgres_server, 
 
 
 def test_check_prints_every_setting_with_its_source_and_no_secret(bloomd):
-    daemon = bloomd(migrate=False, membridge__server_url="http://127.0.0.1:1", membridge__admin_key=SECRET)
+    daemon = bloomd(membridge__server_url="http://127.0.0.1:1", membridge__admin_key=SECRET)
     shown = daemon.run("check", "--print")
     assert shown.returncode == 0
     assert SECRET not in shown.stdout

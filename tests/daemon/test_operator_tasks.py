@@ -16,9 +16,8 @@ from bloomd.control.codes import INVALID_PARAMS
 
 
 @pytest.fixture(scope="module")
-def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
-    daemon = Bloomd(postgres_server.create_database(), tasks__retry_delay=0.05)
-    daemon.migrate()
+def daemon(postgres_server: PostgresServer, migrated: str) -> Iterator[Bloomd]:
+    daemon = Bloomd(postgres_server.create_database(migrated), tasks__retry_delay=0.05)
     with daemon:
         yield daemon
         assert daemon.stop() == 0

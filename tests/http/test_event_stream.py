@@ -71,11 +71,11 @@ async def node(nursery):
 
 @pytest.fixture
 def open_stream(node, nursery):
-    async def open_stream(*, types=TYPES, head=False):
+    async def open_stream(*, types=TYPES, head=False, pulse=False):
         client = Client()
 
         async def run():
-            stream = EventStream(node, after=None, types=types, entity_id=None)
+            stream = EventStream(node, after=None, types=types, entity_id=None, pulse=pulse)
             await stream(scope(head=head), client.receive, client.send)
             client.ended.set()
 
@@ -116,6 +116,15 @@ async def test_in_quiet_times_a_comment_keeps_it_alive(autojump_clock, open_stre
     del client.sent[1:]
     await trio.sleep(4 * KEEPALIVE_SECONDS)
     assert client.text == 4 * ": still here\n\n"
+
+
+async def test_a_pulse_shows_a_browser_which_sees_no_comments_that_events_come_through(autojump_clock, open_stream):
+    pulse = "event: pulse\ndata: {}\n\n"
+    client = await open_stream(pulse=True)
+    assert client.text.endswith(f"id: 0-0\n\n{pulse}")
+    del client.sent[1:]
+    await trio.sleep(2 * KEEPALIVE_SECONDS)
+    assert client.text == 2 * f": still here\n\n{pulse}"
 
 
 async def test_what_is_passed_over_moves_the_id_on(autojump_clock, node, open_stream):

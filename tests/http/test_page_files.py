@@ -1,6 +1,7 @@
 """The page's files: what they are served with, how they are cached, and how much there is of them."""
 
 import re
+from importlib.resources import files
 
 import pytest
 
@@ -72,6 +73,15 @@ async def test_all_else_is_left_to_the_application():
         "/index.html",
     ):
         assert (await get(path))[0] == 299
+
+
+def test_comments_stay_at_home_and_lines_where_they_are():
+    [app] = [file.content.decode() for path, file in PAGE.items() if path.count("/") == 3 and path.endswith("/app.js")]
+    source = (files("bloomd") / "web" / "app.js").read_text()
+    assert [line for line in app.split("\n") if line.lstrip().startswith("//")] == []
+    kept = [(number, line) for number, line in enumerate(app.split("\n")) if line]
+    assert kept
+    assert set(kept) <= set(enumerate(source.split("\n")))
 
 
 def test_it_weighs_less_than_200_kb():

@@ -11,9 +11,7 @@ from servers import PostgresServer
 
 from bloomd.membridge.client import MembridgeClient
 from bloomd.postgres import Pool
-from bloomd.postgres.migrate import migrate
 from bloomd.runtime.database import Database
-from bloomd.runtime.schema import MIGRATIONS
 from bloomd.supervisor import Backoff
 
 KEY = "the-admin-key-of-the-tests"
@@ -33,16 +31,11 @@ def client(peer: MembridgePeer) -> MembridgeClient:
 
 
 @pytest.fixture(scope="module")
-def pushing_template(postgres_server: PostgresServer) -> str:
+def pushing_template(postgres_server: PostgresServer, migrated: str) -> str:
     """A database with our schema and a leader whose time does not end."""
-    conninfo = postgres_server.create_database()
-
-    async def bring_up() -> None:
-        async with Pool(conninfo, size=1) as pool, pool.connection() as connection:
-            await migrate(connection, MIGRATIONS, report=print)
-            await connection.execute("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 1, 0, 253402300799000)")
-
-    trio.run(bring_up)
+    conninfo = postgres_server.create_database(template=migrated)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 1, 0, 253402300799000)")
     return conninfo
 
 

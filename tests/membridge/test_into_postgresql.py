@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 from peers import MembridgePeer, new_agent, old_agent
+from servers import PostgresServer
 
 from bloomd.membridge.client import MembridgeClient
 from bloomd.membridge.polls import PollResult
 from bloomd.membridge.sync import Sync
 from bloomd.postgres import Pool
-from bloomd.postgres.migrate import migrate
 from bloomd.runtime import liveness, workers
 from bloomd.runtime.database import Database
-from bloomd.runtime.schema import MIGRATIONS
 
 EPOCH = 7
 
@@ -29,10 +28,8 @@ DREADFUL: list[Any] = [
 
 
 @pytest.fixture
-async def database(database: str) -> AsyncIterator[Database]:
-    async with Pool(database, size=2) as pool:
-        async with pool.connection() as connection:
-            await migrate(connection, MIGRATIONS, report=print)
+async def database(postgres_server: PostgresServer, migrated: str) -> AsyncIterator[Database]:
+    async with Pool(postgres_server.create_database(migrated), size=2) as pool:
         opened = Database()
         opened.open(pool)
         await opened.execute("INSERT INTO leaders VALUES ('leader', 'the-test', 'test', 7, 0, 253402300799000)")

@@ -34,16 +34,15 @@ Sql = Callable[[str], list[tuple[Any, ...]]]
 
 
 @pytest.fixture(scope="module")
-def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
+def daemon(postgres_server: PostgresServer, migrated: str) -> Iterator[Bloomd]:
     """Its own sync stays out of the way: it takes `GET /agents` for itself once an hour."""
     bloomd = Bloomd(
-        postgres_server.create_database(),
+        postgres_server.create_database(migrated),
         membridge__serve=f"127.0.0.1:{free_port()}",
         membridge__serve_key=KEY,
         membridge__agent_key=AGENT_KEY,
         membridge__sync_interval=3600,
     )
-    bloomd.migrate()
     with bloomd:
         yield bloomd
         assert bloomd.stop() == 0

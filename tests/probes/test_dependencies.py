@@ -10,7 +10,8 @@ from s3_server import S3Server
 from servers import PostgresServer, free_port
 
 from bloomd.errors import Misconfigured, Unavailable
-from bloomd.objects import Store, address
+from bloomd.objects.address import address
+from bloomd.objects.store import Store
 from bloomd.probes import Probe, membridge, minio, postgresql
 from bloomd.settings.model import Database, Membridge, Minio, Probes
 

@@ -10,24 +10,9 @@ import trio
 from servers import PostgresServer
 
 from bloomd.postgres import Pool
-from bloomd.postgres.migrate import migrate
 from bloomd.runtime import tasks, workers
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import NewTask, NewWorker, Task, Worker
-from bloomd.runtime.schema import MIGRATIONS
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres_server: PostgresServer) -> str:
-    """A database with our schema and nothing in it: the template of all others."""
-    conninfo = postgres_server.create_database()
-
-    async def bring_up() -> None:
-        async with Pool(conninfo, size=1) as pool, pool.connection() as connection:
-            await migrate(connection, MIGRATIONS, report=lambda line: pytest.fail(f"an empty database: {line}"))
-
-    trio.run(bring_up)
-    return conninfo
 
 
 @pytest.fixture

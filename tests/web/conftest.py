@@ -28,7 +28,8 @@ import pytest
 import trio
 from agent_peer import AgentPeer, agent_peer
 from bloomd_process import KEY, Bloomd
-from peers import MembridgePeer, Peer, membridge_peer
+from holding_proxy import holding_back
+from peers import MembridgePeer, membridge_peer
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from servers import PostgresServer
 from tools import require
@@ -45,7 +46,7 @@ TRUNCATE llm_tasks, leases, workers, conversations, runtime_artifacts, llm_resul
          managed_projects, project_node_status
 """
 
-P = TypeVar("P", bound=Peer)
+P = TypeVar("P")
 
 
 class OpenPage(Protocol):
@@ -102,14 +103,13 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def start_site(postgres_server: PostgresServer) -> Callable[..., Any]:
+def start_site(postgres_server: PostgresServer, migrated: str) -> Callable[..., Any]:
     """Start a daemon on a database of its own, with these settings, for as long as a block lasts."""
 
     @contextmanager
     def started(**settings: Any) -> Iterator[Bloomd]:
         defaults = {"tasks.sweep_interval": 0.2, "tasks.retry_delay": 0.05, "http.drain_seconds": 0.1}
-        bloomd = Bloomd(postgres_server.create_database(), **(defaults | settings))
-        bloomd.migrate()
+        bloomd = Bloomd(postgres_server.create_database(migrated), **(defaults | settings))
         with bloomd:
             yield bloomd
             bloomd.stop()
@@ -233,3 +233,10 @@ def membridge() -> Iterator[MembridgePeer]:
     """A Membridge, to be set as `membridge.server_url`, that wants the key `mk`."""
     with beside(partial(membridge_peer, key="mk")) as peer:
         yield peer
+
+
+@pytest.fixture
+def held_back(site: Bloomd) -> Iterator[str]:
+    """The address of the common daemon behind a proxy that holds its events back."""
+    with beside(partial(holding_back, site.port)) as url:
+        yield url

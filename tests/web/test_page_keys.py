@@ -55,3 +55,17 @@ def test_a_failure_is_not_shown_as_an_empty_list(api, open_page, trouble):
     page.goto(page.url.replace("#/audit", "#/keys"))
     expect(page.locator("main .problem")).to_contain_text("no database at the moment")
     expect(page.locator("main")).not_to_contain_text("There is no key with a name yet.")
+
+
+def test_that_the_last_key_goes_is_said_before_and_seen_after(open_page, start_site):
+    with start_site(http__api_key=None) as site:
+        secret = site.http.post("/api/runtime/keys", json={"name": "olena"}).json()["secret"]
+        page = open_page("keys", site=site, signed_in=False)
+        page.get_by_label("API key").fill(secret)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Remove: olena").click()
+        expect(page.get_by_role("dialog")).to_contain_text("whoever reaches this server may do everything")
+        page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+        expect(page.locator("#notice")).to_contain_text("API key")
+        expect(page.get_by_role("button", name="Sign out")).to_have_count(0)
+        page.close()

@@ -89,10 +89,27 @@ def test_a_session_that_is_over_leads_to_the_form_and_back(api, open_page, troub
     page.get_by_role("dialog").get_by_role("button", name="Make a key").click()
     expect(page.get_by_text("Your session is over")).to_be_visible()
     expect(page.get_by_role("dialog")).to_have_count(0)
-    enter(page, KEY)
+    enter(page, f" {KEY} ")  # with what a clipboard may add
     expect(page.get_by_role("heading", name="Keys")).to_be_visible()
     assert page.url.endswith("#/keys")
+    # What was being written is there again.
+    expect(page.get_by_role("dialog").get_by_label("Name")).to_have_value("unsent")
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_have_count(0)
     assert api.get("/api/runtime/keys").json() == []
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_signing_out_without_a_database_ends_it_here_and_says_what_is_left(open_page, trouble, start_site):
+    trouble.expect("503")
+    with start_site() as site:
+        page = open_page("keys", site=site)
+        expect(page.get_by_role("heading", name="Keys")).to_be_visible()
+        assert site.ctl("stop", "database").returncode == 0
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_label("API key")).to_be_visible()
+        expect(page.locator("#toasts")).to_contain_text("a copy of its cookie is good as before")
+        page.close()
 
 
 def test_a_session_ends_when_its_time_is_over(api, open_page, trouble, site, monkeypatch, named):

@@ -144,7 +144,7 @@ def test_what_is_selected_is_cancelled(api, create, open_page):
     create()
     expect(page.locator("tbody tr")).to_have_count(4)
     button(page, "Cancel task: 2 selected:").click()
-    assert "Cancel 2 tasks?" in agree(page, "Cancel task")
+    assert "Cancel 2 tasks?" in agree(page, "Cancel 2 tasks")
     expect(page.locator("#toasts")).to_contain_text("2 tasks cancelled.")
     assert sorted(statuses(api)) == ["cancelled", "cancelled", "queued", "queued"]
 
@@ -159,7 +159,7 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     button(page, "Cancel task: All that match:").click()
     expect(page.get_by_role("dialog")).to_contain_text("Cancel 130 tasks?")
     api.post(TASKS, json={"prompt": "one that was not counted", "agent_slug": "geo"})
-    agree(page, "Cancel task")
+    agree(page, "Cancel 130 tasks")
     expect(page.locator("#toasts")).to_contain_text("130 tasks cancelled.")
     expect(page.locator("tbody .badge").get_by_text("cancelled")).to_have_count(99)
     expect(page.locator("main .count")).to_have_count(0)  # those of all tasks would say nothing of these
@@ -168,6 +168,27 @@ def test_all_that_match_are_counted_first(api, create, open_page):
     expect(page.locator("#toasts")).to_contain_text("none of the tasks")
     page.goto(page.url + "&status=completed")
     expect(button(page, re.compile("All that match"))).to_have_count(0)
+
+
+def test_a_filter_that_is_still_being_typed_counts(api, create, open_page):
+    create(agent_slug="geo")
+    create(agent_slug="other")
+    page = open_page("tasks")
+    page.get_by_label("Agent", exact=True).fill("geo")
+    button(page, "Cancel task: All that match:").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Agent: geo")
+    assert "Cancel 1 task?" in agree(page, "Cancel 1 task")
+    expect(page.locator("#toasts")).to_contain_text("1 task cancelled.")
+    assert sorted(statuses(api)) == ["cancelled", "queued"]
+
+
+def test_many_that_are_cancelled_elsewhere_are_seen_to_be(api, create, open_page):
+    ids = [create() for _ in range(3)]
+    page, one = open_page("tasks"), open_page(f"tasks?task={ids[1]}")
+    expect(page.locator("tbody tr")).to_have_count(3)
+    api.post(f"{TASKS}/cancel", json={"filter": {"status": "queued"}}).raise_for_status()
+    expect(page.locator("tbody .badge").get_by_text("cancelled")).to_have_count(3)
+    expect(one.locator("main header .badge")).to_have_text("cancelled")
 
 
 def test_the_counts_are_right_at_last_however_old_the_snapshots_were(api, create, open_page):
@@ -186,9 +207,11 @@ def test_the_counts_are_right_at_last_however_old_the_snapshots_were(api, create
 
     def cancel(route: Route) -> None:
         nonlocal old_until
-        answer = route.fetch()
-        if not route.request.post_data_json["dry_run"]:
+        is_dry = route.request.post_data_json["dry_run"]
+        if not is_dry:
             old_until = time.monotonic() + 1
+        answer = route.fetch()
+        if not is_dry:
             with page.expect_request("**/api/runtime/stats"):  # for the event, which is faster here than the answer
                 pass
         route.fulfill(response=answer)
@@ -196,7 +219,7 @@ def test_the_counts_are_right_at_last_however_old_the_snapshots_were(api, create
     page.route("**/api/runtime/stats", stats)
     page.route("**/api/runtime/llm-tasks/cancel", cancel)
     button(page, "Cancel task: All that match:").click()
-    agree(page, "Cancel task")
+    agree(page, "Cancel 3 tasks")
     expect(page.locator("main .switch")).to_contain_text("cancelled 3")
 
 
@@ -210,6 +233,14 @@ def test_the_queue_is_paused_and_resumed(api, create, open_page):
     button(page, "Resume the queue").click()
     expect(page.locator("main .paused")).to_have_count(0)
     assert not api.get("/api/runtime/queue").json()["paused"]
+
+
+def test_a_long_reason_of_a_pause_fits_a_narrow_page(api, open_page):
+    api.post("/api/runtime/queue", json={"paused": True, "reason": "x" * 900})
+    page = open_page("tasks", width=360)
+    expect(page.locator("main .paused")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    api.post("/api/runtime/queue", json={"paused": False})
 
 
 def test_what_cannot_be_had_is_said(create, open_page, trouble):

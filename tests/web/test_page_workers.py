@@ -74,6 +74,13 @@ def test_the_fleet_is_shown_and_filtered(fleet, open_page):
     expect(page.locator("main")).to_contain_text("Nothing here.")
 
 
+def test_a_long_name_leaves_room_for_what_is_beside_it(api, open_page):
+    api.post("/api/runtime/workers", json={"name": "w" * 128, "capabilities": {"labels": ["l" * 60]}})
+    page = open_page("workers?view=table")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    assert page.locator(".scroll").evaluate("({ scrollWidth, clientWidth }) => scrollWidth - clientWidth") <= 0
+
+
 def test_a_large_fleet_is_drawn_a_part_at_a_time(api, site, open_page):
     with psycopg.connect(site.settings["database.url"], autocommit=True) as connection:
         connection.execute(MANY)
@@ -175,6 +182,7 @@ def test_a_machine_is_installed_by_a_command(api, open_page, trouble):
     expect(page.locator("main")).to_contain_text("No worker of this name has come yet")
     press(page, "Install a worker")
     expect(page.get_by_label("Name")).to_have_value("w9")
+    expect(page.get_by_role("dialog")).to_contain_text("http.public_url is not set")
     page.get_by_label("Tasks at once").fill("3")
     page.get_by_label("Labels").fill(" gpu, it's ,")
     page.keyboard.press("Enter")
@@ -185,7 +193,6 @@ def test_a_machine_is_installed_by_a_command(api, open_page, trouble):
     )
     assert found, command
     assert page.url.startswith(found[1])
-    expect(page.get_by_role("dialog")).to_contain_text("http.public_url is not set")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("dialog").get_by_role("button", name="Copy").click()
     said(page, "Copied.")

@@ -30,11 +30,10 @@ MAX_BODY, MAX_ARTIFACT = 1_500_000, 3_000_000
 
 
 @pytest.fixture(scope="session")
-def daemon(postgres_server: PostgresServer) -> Iterator[Bloomd]:
-    url = postgres_server.create_database()
+def daemon(postgres_server: PostgresServer, migrated: str) -> Iterator[Bloomd]:
+    url = postgres_server.create_database(migrated)
     limits = {"http__max_body_bytes": MAX_BODY, "http__max_artifact_bytes": MAX_ARTIFACT}
     bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, **limits)
-    bloomd.migrate()
     with bloomd:
         yield bloomd
         assert bloomd.stop() == 0

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, cast
 
 import msgspec
 from litestar import Response, get
+from litestar.di import Provide
 from litestar.params import Parameter
 from litestar.types import ASGIApp
 
@@ -38,21 +39,27 @@ class Counts(msgspec.Struct, frozen=True):
     workers: WorkerCounts
 
 
-@get("/api/runtime/audit", summary="The audit trail, newest first")
-async def listing(
-    request: Req,
+async def _wanted(
     action: Action = None,
     entity_id: str | None = None,
     entity_type: str | None = None,
     actor: str | None = None,
     since: Since = 0,
     until: Until = ALWAYS,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+) -> Wanted:
+    """The filters. An empty one is none."""
+    return Wanted(action or None, entity_id or None, entity_type or None, actor or None, since, until)
+
+
+FILTERS = {"wanted": Provide(_wanted)}
+
+
+@get("/api/runtime/audit", summary="The audit trail, newest first", dependencies=FILTERS)
+async def listing(
+    request: Req, wanted: Wanted, limit: Limit = 100, cursor: Cursor = None
 ) -> Response[list[AuditEntry]]:
-    """An empty filter is none. A page looks at 20,000 entries at the most: it may have fewer of those wanted than
-    `limit`, or none, and be followed by another all the same."""
-    wanted = Wanted(action or None, entity_id or None, entity_type or None, actor or None, since, until)
+    """A page looks at 20,000 entries at the most: it may have fewer of those wanted than `limit`, or none, and be
+    followed by another all the same."""
     found = await audit.find(node_of(request).database, Page.after(cursor, limit), wanted)
     return linked(found.entries, found.next and found.next.cursor, request)
 
@@ -61,19 +68,10 @@ async def listing(
     "/api/runtime/audit/export",
     summary="The audit trail as a file, newest first",
     opt={"media": ("text/csv", "application/jsonl")},
+    dependencies=FILTERS,
 )
-async def export(
-    request: Req,
-    format: Literal["csv", "jsonl"] = "csv",
-    action: Action = None,
-    entity_id: str | None = None,
-    entity_type: str | None = None,
-    actor: str | None = None,
-    since: Since = 0,
-    until: Until = ALWAYS,
-) -> ASGIApp:
+async def export(request: Req, wanted: Wanted, format: Literal["csv", "jsonl"] = "csv") -> ASGIApp:
     """All entries that the same filters find. A file that is not whole ends with a connection that is broken off."""
-    wanted = Wanted(action or None, entity_id or None, entity_type or None, actor or None, since, until)
     return cast("ASGIApp", ExportAnswer(node_of(request).database, FORMATS[format], wanted))
 
 

@@ -18,6 +18,9 @@ from bloomd.settings import Setting, describe, key_problem, masked, origin, url_
 # Every setting that the API may make, by the name under which it is stored.
 KEYS = ("membridge_server_url", "admin_key")
 
+# The last test was of what is no longer in force.
+NOT_TESTED = {"connected": "false", "last_test": ""}
+
 # For callers without the key, who could otherwise make us call somebody as often as they like.
 CACHE_SECONDS = 1.0
 
@@ -89,7 +92,7 @@ async def change(request: Req) -> Config:
         values["admin_key_origin"] = origin(url)
     url_told = f"membridge_server_url {url}" if body.membridge_server_url is not None else ""
     detail = ", ".join(filter(None, [url_told, "a new admin_key" if key is not None else ""]))
-    await stored.write(node.database, values, actor=actor(request), detail=detail)
+    await stored.write(node.database, values | NOT_TESTED, actor=actor(request), detail=detail)
     await node.take_stored()
     return await _config(node)
 
@@ -103,6 +106,7 @@ async def unset(request: Req, key: str) -> Config:
         raise Problem(404, f"There is no setting {key!r} here; there are {', '.join(KEYS)}", type="not-found")
     keys = [name, "admin_key_origin"] if name == "admin_key" else [name]
     await stored.unset(node.database, keys, actor=actor(request))
+    await stored.note(node.database, NOT_TESTED)
     await node.take_stored()
     return await _config(node)
 

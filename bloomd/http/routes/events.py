@@ -55,11 +55,13 @@ async def events(
     types: Annotated[str | None, Parameter(description=f"Of {', '.join(TYPES)}, those wanted, with commas.")] = None,
     entity_id: Annotated[str | None, Parameter(description="Only what is about this task, worker, ...")] = None,
     last_event_id: Annotated[str | None, Parameter(description="Go on after this one; as the header.")] = None,
+    pulse: Annotated[bool, Parameter(description="Also an event `pulse` at once, and in quiet times.")] = False,
     last_event_id_header: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> ASGIApp:
     """Each event's data is an entry of the audit trail; those without an id are told once, to who is there.
 
-    An event `reset` says that something may be missing before it: look at everything anew.
+    An event `reset` says that something may be missing before it: look at everything anew. A `pulse` says nothing: who
+    does not see one is behind something that holds the stream back, or has lost it.
     """
     await request.body()
     stream = EventStream(
@@ -67,6 +69,7 @@ async def events(
         after=_checked_position(last_event_id_header or last_event_id),
         types=TYPES if types is None else _checked_types(types),
         entity_id=entity_id,
+        pulse=pulse,
     )
     return cast("ASGIApp", stream)
 
@@ -74,11 +77,14 @@ async def events(
 class EventStream:
     """The answer, as an ASGI application of its own: Litestar's way to stream does not notice who hangs."""
 
-    def __init__(self, node: Node, *, after: str | None, types: Collection[str], entity_id: str | None) -> None:
+    def __init__(
+        self, node: Node, *, after: str | None, types: Collection[str], entity_id: str | None, pulse: bool = False
+    ) -> None:
         self._node = node
         self._after = after
         self._types = types
         self._entity_id = entity_id
+        self._pulse = b"event: pulse\ndata: {}\n\n" if pulse else b""
         self._writing = False
         self._gone = False
 
@@ -106,14 +112,17 @@ class EventStream:
 
     async def _stream(self, subscription: Subscription, send: Send) -> None:
         told = subscription.last_id
-        content = b": bloomd\nretry: %d\nid: %b\n\n" % (RETRY_MS, told.encode())
+        content = b": bloomd\nretry: %d\nid: %b\n\n" % (RETRY_MS, told.encode()) + self._pulse
         try:
             while content:
                 await self._write(content, send)
                 batch = None
                 with trio.move_on_after(KEEPALIVE_SECONDS):
                     batch = await subscription.batch()
-                content = _keepalive(told, subscription.last_id) if batch is None else b"".join(map(_encoded, batch))
+                if batch is None:
+                    content = _keepalive(told, subscription.last_id) + self._pulse
+                else:
+                    content = b"".join(map(_encoded, batch))
                 told = subscription.last_id
         except trio.TooSlowError:
             log.info("reader of events dropped", reason=f"it took nothing for {STALL_SECONDS:.0f} s")

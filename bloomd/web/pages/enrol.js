@@ -14,6 +14,7 @@ export async function install({ session, reload }, name = "") {
 	const asked = {};
 	const made = await formDialog(t("workers.install"), {
 		action: t("workers.makeCode"),
+		intro: session.public_url === null && h("strong", { class: "wrong" }, t("workers.noPublicUrl")),
 		fields: () => [nameField(name), concurrencyField(), labelsField()],
 		submit: (form) => {
 			Object.assign(asked, { labels: readLabels(form.get("labels")), most: form.get("max_concurrency") });
@@ -29,8 +30,7 @@ function showCommand({ worker, code, expires_at: until }, { labels, most }, { pu
 	const query = new URLSearchParams([["code", code], ...labels.map((label) => ["label", label]), ["max_concurrency", most]]);
 	const base = (server ?? location.origin).replace(/\/+$/, "").replaceAll("'", "%27");
 	const command = `curl -fsS '${base}/api/runtime/agent-install-script?${query}' | sh`;
-	const warning = server === null && h("strong", { class: "wrong" }, t("workers.noPublicUrl"), " ");
-	return showSecret(`${t("workers.install")}: ${worker}`, [warning, t("workers.command", { until: exact(until) })], command);
+	return showSecret(`${t("workers.install")}: ${worker}`, t("workers.command", { until: exact(until) }), command);
 }
 
 // --- By hand

@@ -25,8 +25,6 @@ export const membridge = {
 
 	async load(context) {
 		const { params, signal, state } = context;
-		if (state.at !== params.toString()) scrollTo(0, 0);
-		state.at = params.toString();
 		if (isOne(params)) return loadProject(context);
 		const [parts] = await Promise.all([
 			settle({
@@ -65,7 +63,7 @@ async function all({ state }) {
 function overview({ config, managed, params }, { state }) {
 	const said = state.said?.all;
 	const failed = said?.health instanceof Problem;
-	const isMissing = config.membridge_server_url === "" && (!said || failed);
+	const isMissing = said === null;
 	const part = (title, name, shown, ...more) => {
 		// Nothing answers: that is said once.
 		if (failed && name !== "health" && said[name].message === said.health.message) return null;

@@ -48,9 +48,9 @@ function verdict({ verdict: word, reasons, next, notices }) {
 	return h(
 		"section",
 		{ class: `verdict ${word}`, "aria-label": t("overview.verdict") },
-		h("p", { role: "status" }, badge(word), " ", h("strong", {}, reasons.join("; ") || t("overview.well"))),
+		h("p", { role: "status" }, badge(word), " ", h("strong", reasons.length ? { lang: "en" } : {}, reasons.join("; ") || t("overview.well"))),
 		next && h("p", { key: "next" }, t("overview.next"), " ", h("code", {}, next), " ", copyButton(next)),
-		notices.length > 0 && h("ul", { key: "notices" }, notices.map((notice) => h("li", {}, notice))),
+		notices.length > 0 && h("ul", { key: "notices" }, notices.map((notice) => h("li", { lang: "en" }, notice))),
 	);
 }
 

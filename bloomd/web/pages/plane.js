@@ -10,11 +10,20 @@ import { badge } from "../ui.js";
 // One that does not answer is tried again for long: so long the page waits for it, and shows the rest then.
 const PATIENCE_MS = 1500;
 
-// Ask for several things; what came of it is in state.said[name], at once or later, with a problem in place of what failed.
+// Whether there is one to ask, as its probe says.
+async function isConfigured() {
+	const { status } = await settle({ status: api.get("/runtime/status") });
+	return status instanceof Problem || status.probes.find(({ name }) => name === "membridge")?.state !== "disabled";
+}
+
+// Ask for several things; what came of it is in state.said[name], at once or later: null where there is no Membridge, and
+// a problem in place of what failed.
 export async function asked({ state, signal, redraw }, name, ask) {
 	state.said ??= {};
 	state.asking ??= {};
-	const asking = (state.asking[name] ??= ask().finally(() => delete state.asking[name]));
+	const asking = (state.asking[name] ??= isConfigured()
+		.then((is) => (is ? ask() : null))
+		.finally(() => delete state.asking[name]));
 	const keep = (said) => {
 		state.said[name] = said;
 		if (!signal.aborted) redraw();

@@ -45,7 +45,7 @@ export function renderProject({ id, managed }, context) {
 	const isManaged = managed && (managed instanceof Problem ? problemBox(managed) : managedProject(managed, context));
 	return [
 		h("header", { class: "bar" }, h("h1", {}, called), link("← Membridge", "membridge")),
-		card("Membridge", said ? led(id, called, said, context) : h("p", { class: "empty" }, t("membridge.asking"))),
+		card("Membridge", said ? led(id, called, said, context) : h("p", { class: "empty" }, t(said === null ? "membridge.missing" : "membridge.asking"))),
 		card(t("membridge.managedHere"), isManaged ?? h("p", { class: "empty" }, t("membridge.notManaged"))),
 	];
 }
@@ -80,7 +80,7 @@ function nodeTable(nodes, primary, promoted) {
 		empty: `${t("membridge.nodes")}: 0`,
 		columns: [
 			column("membridge.node", ({ node_id: worker }) => link(worker, "workers", { worker })),
-			column("membridge.role", ({ role }) => known(`membridge.role.${role}`, unknown(role === "unknown" ? null : role))),
+			column("membridge.role", ({ role }) => known(`membridge.roles.${role}`, unknown(role === "unknown" ? null : role))),
 			column("membridge.observations", (node) => count(node.obs_count), true),
 			column("membridge.sha", (node) => digest(node.db_sha, sha)),
 			column("membridge.seen", (node) => moment(node.last_seen)),

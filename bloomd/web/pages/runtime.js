@@ -19,9 +19,6 @@ export const runtime = {
 	types: ["audit"],
 
 	async load({ params, signal }) {
-		// Back also changes the field that has the focus, which `patch` leaves alone.
-		const search = document.getElementById("settings-search");
-		if (search) search.value = params.get("q") ?? "";
 		const [config, { settings, warnings }] = await Promise.all([
 			api.get("/runtime/config", {}, { signal }),
 			api.get("/runtime/settings", {}, { signal }),
@@ -67,7 +64,7 @@ function proxy(config, settings, context) {
 			{ hint: t("runtime.keyHint"), error: errors.admin_key },
 		),
 		origin(key, config, reload),
-		state.problem && problemBox(state.problem),
+		state.problem && problemBox(state.problem, null),
 		h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, t("runtime.save"))),
 	);
 }
@@ -79,7 +76,7 @@ function origin({ key, source, where }, { stored }, reload) {
 	return h(
 		"p",
 		{ class: "origin", key: `origin-${name}` },
-		badge("plain", t(`runtime.source.${source}`)),
+		badge("plain", t(`runtime.sources.${source}`)),
 		" ",
 		h("small", {}, t(`runtime.from.${source === "env_file" ? "file" : source}`, { where })),
 		here && [" ", button([t("runtime.unset"), h("span", { class: "hidden" }, ` ${key}`)], () => unset(key, reload), { kind: "danger" })],
@@ -169,7 +166,7 @@ function every(settings, warnings, { params }) {
 		(!source || its === source) && `${key} ${plain(value)} ${where ?? ""}`.toLowerCase().includes(q.toLowerCase());
 	const rows = settings.filter(fits);
 	const sources = SOURCES.filter((each) => settings.some((one) => one.source === each) || each === source);
-	const choices = [["", t("app.all")], ...sources.map((each) => [each, t(`runtime.source.${each}`)])];
+	const choices = [["", t("app.all")], ...sources.map((each) => [each, t(`runtime.sources.${each}`)])];
 	return [
 		h("h2", { class: "over" }, t("runtime.settings")),
 		h("p", {}, t("runtime.settingsWhat")),
@@ -199,7 +196,7 @@ function every(settings, warnings, { params }) {
 }
 
 function told({ source, where }) {
-	const word = t(`runtime.source.${source}`);
+	const word = t(`runtime.sources.${source}`);
 	return h("div", {}, source === "default" ? h("small", {}, word) : word, where && h("div", {}, h("small", { class: "mono" }, where)));
 }
 

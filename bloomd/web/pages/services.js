@@ -9,6 +9,9 @@ import { act, badge, button, confirm, table, toast } from "../ui.js";
 // A page that reaches the daemon through them cannot restart them.
 const BY_COMMAND = ["control", "http"];
 
+// While one of these restarts, there is no database.
+const DATABASE = ["database", "embedded-postgresql"];
+
 export function services(list, at, reload) {
 	return [
 		table({
@@ -56,8 +59,9 @@ function restartButton({ name }, list, reload) {
 }
 
 async function restart(name, below, reload) {
-	const what = [t(name === "database" ? "overview.restartDatabase" : "overview.restartWhat"), below > 0 && ` ${t("overview.restartBelow", { n: below })}`];
-	if (!(await confirm(t("overview.restartOf", { name }), what, { action: t("overview.restart"), danger: name === "database" }))) return;
+	const isDatabase = DATABASE.includes(name);
+	const what = [t(isDatabase ? "overview.restartDatabase" : "overview.restartWhat"), below > 0 && ` ${t("overview.restartBelow", { n: below })}`];
+	if (!(await confirm(t("overview.restartOf", { name }), what, { action: t("overview.restart"), danger: isDatabase }))) return;
 	let service;
 	const done = await act(async () => ([service] = (await api.post("/runtime/services/restart", { name })).services));
 	if (done) {

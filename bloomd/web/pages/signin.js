@@ -16,12 +16,12 @@ export function signIn({ expired, signedIn }) {
 		const shown = form.querySelector("[data-problems]");
 		form.querySelector("[type=submit]").disabled = true;
 		try {
-			const session = await api.post("/runtime/session", { key: new FormData(form).get("key") });
+			const session = await api.post("/runtime/session", { key: new FormData(form).get("key").trim() });
 			form.reset();
 			signedIn(session);
 		} catch (error) {
 			if (!(error instanceof Problem)) throw error;
-			shown.replaceChildren(problemBox(error));
+			shown.replaceChildren(problemBox(error, null));
 			form.elements.key.select();
 		} finally {
 			form.querySelector("[type=submit]").disabled = false;

@@ -35,7 +35,7 @@ export function renderTask({ task, why, artifacts }, context) {
 		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : reasons(why)),
 		task.error_message && h("div", { class: "problem", key: "error" }, h("strong", {}, t("tasks.error")), h("pre", {}, task.error_message)),
 		card(null, about(task)),
-		task.result && card(t("tasks.result"), result(task.result, task.desired_format, context)),
+		task.result && card(t("tasks.result"), result(task, context)),
 		task.history.length > 0 && card(t("tasks.history"), timeline(task.history), attempts(task.history)),
 		card(t("tasks.prompt"), h("pre", { tabindex: "0" }, task.prompt), hints(task.context_hints)),
 		card(t("tasks.artifacts"), artifacts instanceof Problem ? problemBox(artifacts) : files(artifacts)),
@@ -67,7 +67,7 @@ async function doTo(task, verb, reload) {
 
 // The sentence is the server's and in English; before it stands the kind of reason in the reader's language.
 function reasons({ reasons: found }) {
-	return h("ul", {}, found.map(({ code, sentence }) => h("li", {}, h("strong", {}, known(`tasks.why.${code}`, code)), " ", sentence)));
+	return h("ul", {}, found.map(({ code, sentence }) => h("li", {}, h("strong", {}, known(`tasks.reasons.${code}`, code)), " ", h("span", { lang: "en" }, sentence))));
 }
 
 function about(task) {
@@ -89,6 +89,7 @@ function about(task) {
 		[t("tasks.timeout_sec"), duration(task.policy.timeout_sec)],
 		[t("tasks.budget"), task.policy.budget ? number(task.policy.budget) : null],
 		[t("tasks.key"), task.idempotency_key],
+		[t("audit.title"), link(t("audit.trail"), "audit", { entity_id: task.id })],
 	]);
 }
 
@@ -128,7 +129,7 @@ function attempts(history) {
 			{ title: t("tasks.worker"), cell: (each) => link(each.worker_id, "workers", { worker: each.worker_id }) },
 			{ title: t("tasks.started"), cell: (each) => time(each.started_at) },
 			{ title: t("tasks.heartbeat"), cell: (each) => time(each.last_heartbeat) },
-			{ title: t("tasks.deadline"), cell: (each) => time(each.deadline_at) },
+			{ title: t("tasks.deadline"), cell: (each) => (each.ended_at ? "–" : time(each.deadline_at)) },
 			{ title: t("tasks.took"), number: true, cell: (each) => took(each) },
 			{ title: t("tasks.error"), cell: (each) => (each.error ? h("span", { class: "wrong" }, each.error) : "–") },
 			{ title: t("tasks.lease"), cell: (each) => h("small", { class: "mono" }, each.lease_id) },
@@ -138,7 +139,8 @@ function attempts(history) {
 
 // --- What came of it
 
-function result({ status, output, error_message: error, metrics, completed_at: at, artifact_id: artifact, output_truncated: cut }, format, { state, redraw }) {
+function result({ result: said, desired_format: format, error_message: told }, { state, redraw }) {
+	const { status, output, error_message: error, metrics, completed_at: at, artifact_id: artifact, output_truncated: cut } = said;
 	const pretty = parsed(output);
 	const turn = () => {
 		state.raw = !state.raw;
@@ -152,7 +154,7 @@ function result({ status, output, error_message: error, metrics, completed_at: a
 			[t("tasks.tokens"), typeof metrics.tokens_used === "number" && number(metrics.tokens_used)],
 			[t("tasks.cost"), typeof metrics.cost_usd === "number" && number(metrics.cost_usd, { style: "currency", currency: "USD", maximumFractionDigits: 4 })],
 		]),
-		error && h("pre", { class: "wrong" }, error),
+		error && error !== told && h("pre", { class: "wrong" }, error),
 		output !== null && [
 			h("div", { class: "buttons" }, pretty !== undefined && button(t(state.raw ? "tasks.formatted" : "tasks.raw"), turn), copyButton(output)),
 			h("pre", { tabindex: "0" }, pretty === undefined || state.raw ? output : pretty),

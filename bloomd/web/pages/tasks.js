@@ -4,7 +4,7 @@ import { Problem, api, settle } from "../api.js";
 import { h } from "../dom.js";
 import { duration, now, time } from "../format.js";
 import { number, t } from "../i18n.js";
-import { change, go, href } from "../router.js";
+import { change, go, here, href } from "../router.js";
 import { act, badge, button, confirm, field, link, pager, problemBox, table, toast } from "../ui.js";
 import { create, pauseBanner, pauseButton } from "./queue.js";
 import { loadTask, renderTask } from "./task.js";
@@ -24,7 +24,8 @@ export const tasks = {
 
 	onEvent(type, entry, { params, state, redraw }) {
 		if (type === "reset") return false;
-		if (type === "audit") return entry.entity_type !== "queue";
+		// What is done to many tasks at once is told as one entry, about none of them.
+		if (type === "audit") return !["queue", "task"].includes(entry.entity_type);
 		if (entry.action === "task.progress") {
 			const task = params.has("task") ? state.task : state.rows?.find(({ id }) => id === entry.entity_id);
 			if (task?.id === entry.entity_id) Object.assign(task, { progress: entry.progress, progress_at: entry.timestamp });
@@ -56,7 +57,6 @@ async function loadList({ params, state, signal }) {
 	if (rest.agents instanceof Problem) state.agents = undefined;
 	if (page instanceof Problem) throw page;
 	state.rows = page.rows;
-	if (!params.has("cursor")) state.newest = page.rows[0]?.created_at;
 	return { ...page, ...rest };
 }
 
@@ -190,7 +190,7 @@ function bulk(context) {
 
 async function toSelected(verb, { state, reload }) {
 	const ids = [...state.selected];
-	if (!(await confirm(t(`tasks.${verb}Title`, { n: ids.length }), t(`tasks.${verb}What`), { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
+	if (!(await confirm(t(`tasks.${verb}Title`, { n: ids.length }), t(`tasks.${verb}What`), { danger: verb === "cancel" }))) return;
 	const refused = [];
 	let done = 0;
 	const next = async () => {
@@ -210,16 +210,18 @@ async function toSelected(verb, { state, reload }) {
 	reload();
 }
 
-// The server counts first, and does it only after somebody has seen the number. What was created since the list was seen
-// is left alone.
-async function toMatching(verb, { params, state, reload }) {
-	const before = state.newest === undefined ? {} : { before: state.newest + 1 };
-	const body = { filter: { ...filterOf(params), ...before }, dry_run: true };
+// The server counts first, and does it only after somebody has seen the number. What is created from now on is left alone.
+async function toMatching(verb, { state, reload }) {
+	// A field that is left by this very click has changed the address, and not yet what is shown.
+	const filter = filterOf(here().params);
+	const body = { filter: { ...filter, before: Math.max(Math.round(now()), (state.rows?.[0]?.created_at ?? 0) + 1) }, dry_run: true };
 	const path = `/runtime/llm-tasks/${verb}`;
 	let n;
 	if (!(await act(async () => ({ matched: n } = await api.post(path, body))))) return;
 	if (n === 0) return toast(t("tasks.noMatch"), { kind: "bad" });
-	if (!(await confirm(t(`tasks.${verb}Title`, { n }), t(`tasks.${verb}What`), { action: t(`tasks.${verb}`), danger: verb === "cancel" }))) return;
+	const which = Object.entries(filter).map(([name, value]) => h("li", {}, `${t(`tasks.${name}`)}: `, name === "status" ? badge(value) : value));
+	const what = [t(`tasks.${verb}What`), h("ul", {}, which)];
+	if (!(await confirm(t(`tasks.${verb}Title`, { n }), what, { danger: verb === "cancel" }))) return;
 	await act(() => api.post(path, { ...body, dry_run: false }, { timeout: 600_000 }), ({ changed }) => t(`tasks.${verb}Done`, { n: changed }));
 	reload();
 }

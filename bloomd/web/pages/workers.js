@@ -145,7 +145,7 @@ function filters(rows, { params, state, redraw }) {
 			{ class: "switch", "aria-label": t("workers.view") },
 			VIEWS.map((view) => {
 				const current = view === viewOf(params) ? "true" : null;
-				return link(t(`workers.view.${view}`), "workers", { ...Object.fromEntries(params), view }, { "aria-current": current });
+				return link(t(`workers.views.${view}`), "workers", { ...Object.fromEntries(params), view }, { "aria-current": current });
 			}),
 		),
 	);
