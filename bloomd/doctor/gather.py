@@ -14,7 +14,7 @@ from bloomd.doctor.fact import SECONDS
 from bloomd.doctor.finding import NOT_PERMITTED, Skip
 from bloomd.errors import Misconfigured, one_line
 from bloomd.exchange import Answer, exchange
-from bloomd.objects import address
+from bloomd.objects.address import address
 from bloomd.postgres import Pool
 from bloomd.postgres.migrate import SchemaStatus, status
 from bloomd.probes import minio

@@ -9,7 +9,7 @@ from bloomd.doctor.finding import Found, Skip, error, ok
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.exchange import Answer
 from bloomd.membridge.client import MembridgeClient
-from bloomd.objects import Store
+from bloomd.objects.store import Store
 from bloomd.supervisor import Backoff
 
 # Between two tries at a moment at which somebody waits for the answer.
