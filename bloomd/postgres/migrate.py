@@ -247,7 +247,8 @@ async def _run(conn: Connection[Any], script: Migration, record: Callable[[], Aw
         try:
             async with conn.transaction():
                 await conn.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
-                await conn.execute(f"{script.before}\n{script.sql}".encode())
+                await conn.execute(script.before.encode())
+                await conn.execute(script.sql.encode())
                 await record()
             return
         except LockNotAvailable as error:

@@ -3,4 +3,4 @@
 CREATE TABLE bloomd_adopted AS
 SELECT table_name::text, column_name::text, column_default::text, is_nullable::text = 'YES' AS nullable
   FROM information_schema.columns
- WHERE table_schema = current_schema();
+ WHERE table_schema = current_schema() AND table_name <> 'bloomd_migrations';
