@@ -1,6 +1,8 @@
 """The findings as text for a person, or as JSON for a program; and the exit code that tells the worst."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -48,9 +50,13 @@ def main(read: Callable[[], Loaded], *, config: Path | None, option: str, output
     code = max(EXIT_CODES[finding.state] for finding in findings)
     if output == "json":
         report = Report(SCHEMA, __version__, _WORST[code], findings)
-        print(json.dumps(msgspec.to_builtins(report), indent=2))
+        lines = json.dumps(msgspec.to_builtins(report), indent=2)
     else:
-        print(terminal.text(text(findings, terminal.look(), verbose=verbose)))
+        lines = terminal.text(text(findings, terminal.look(), verbose=verbose))
+    try:
+        print(lines, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not find that out again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
