@@ -168,11 +168,14 @@ async def migrate_to(
         way = await plan(conn, migrations, to)
         if agree:
             await agree(way)
-        with _notices(conn, report):
-            for migration in way.back:
-                await _undo(conn, migration)
-                undone(migration)
-            await _go_forward(conn, way.forward, applied)
+        for migration in way.back:
+            await _undo(conn, migration, report)
+            undone(migration)
+        if way.forward:
+            await conn.execute(_CREATE_TABLE)
+        for migration in way.forward:
+            await _apply(conn, migration, report)
+            applied(migration)
         return way
 
 
@@ -210,47 +213,32 @@ def _refuse_foreign(compared: SchemaStatus) -> None:
         )
 
 
-async def _go_forward(
-    conn: Connection[Any], migrations: Sequence[Migration], applied: Callable[[Migration], None]
-) -> None:
-    if migrations:
-        await conn.execute(_CREATE_TABLE)
-    for migration in migrations:
-        row = (migration.version, migration.name, migration.checksum)
+async def _apply(conn: Connection[Any], migration: Migration, report: Callable[[str], None]) -> None:
+    async def record() -> None:
+        await conn.execute(_RECORD, (migration.version, migration.name, migration.checksum))
 
-        async def record(row: tuple[int, str, str] = row) -> None:
-            await conn.execute(_RECORD, row)
-
-        await _run(conn, migration, record)
-        applied(migration)
+    await _run(conn, migration, record, report)
 
 
-async def _undo(conn: Connection[Any], migration: Migration) -> None:
-    assert migration.back, "a plan has no other"
-
+async def _undo(conn: Connection[Any], migration: Migration, report: Callable[[str], None]) -> None:
     async def record() -> None:
         await conn.execute(_FORGET, [migration.version])
         if not await _applied(conn):
             await conn.execute(_FORGET_ALL)
 
-    await _run(conn, migration.back, record)
+    assert migration.back, "a plan has no other"
+    await _run(conn, migration.back, record, report)
 
 
-async def _run(conn: Connection[Any], script: Migration, record: Callable[[], Awaitable[None]]) -> None:
-    """Run it, and then what records that."""
-    if not script.in_transaction:
-        for statement in script.statements:
-            await conn.execute(statement.encode())
-        await record()
-        return
+async def _run(
+    conn: Connection[Any], script: Migration, record: Callable[[], Awaitable[None]], report: Callable[[str], None]
+) -> None:
+    """Run it, and what records that; report its notices once it is done."""
     for attempt in range(1, LOCK_ATTEMPTS + 1):
+        notices: list[str] = []
         try:
-            async with conn.transaction():
-                await conn.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
-                await conn.execute(script.before.encode())
-                await conn.execute(script.sql.encode())
-                await record()
-            return
+            with _notices(conn, notices):
+                await (_in_transaction if script.in_transaction else _one_by_one)(conn, script, record)
         except LockNotAvailable as error:
             if attempt == LOCK_ATTEMPTS:
                 raise Unavailable(
@@ -258,6 +246,24 @@ async def _run(conn: Connection[Any], script: Migration, record: Callable[[], Aw
                     "transaction (pg_stat_activity has it), and try again"
                 ) from error
             await trio.sleep(GIVE_WAY_SECONDS)
+        else:
+            for notice in notices:
+                report(notice)
+            return
+
+
+async def _in_transaction(conn: Connection[Any], script: Migration, record: Callable[[], Awaitable[None]]) -> None:
+    async with conn.transaction():
+        await conn.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
+        await conn.execute(script.before.encode())
+        await conn.execute(script.sql.encode())
+        await record()
+
+
+async def _one_by_one(conn: Connection[Any], script: Migration, record: Callable[[], Awaitable[None]]) -> None:
+    for statement in script.statements:
+        await conn.execute(statement.encode())
+    await record()
 
 
 @asynccontextmanager
@@ -281,11 +287,11 @@ async def _try_lock(conn: Connection[Any]) -> bool:
 
 
 @contextmanager
-def _notices(conn: Connection[Any], report: Callable[[str], None]) -> Generator[None]:
+def _notices(conn: Connection[Any], found: list[str]) -> Generator[None]:
     def handle(notice: Diagnostic) -> None:
         # "relation ... already exists, skipping" and the like have states of their own.
         if notice.sqlstate == RAISED:
-            report(notice.message_primary or "")
+            found.append(notice.message_primary or "")
 
     conn.add_notice_handler(handle)
     try:

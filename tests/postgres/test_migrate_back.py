@@ -1,5 +1,6 @@
 """Going back: in order, one transaction each, agreed beforehand. And a migration gives way to who uses its table."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,18 @@ async def test_it_gives_way_to_who_waits_behind_it(
     monkeypatch.setattr(module, "LOCK_TIMEOUT_MS", 300)
     monkeypatch.setattr(module, "GIVE_WAY_SECONDS", 0.1)
     monkeypatch.setattr(module, "LOCK_ATTEMPTS", 1000)
-    await migrate_to(migrated, ALL, 2, report=silent)
+    assert TABLE.back
+    noisy = replace(TABLE.back, sql=f"DO $$ BEGIN RAISE NOTICE 'back'; END $$; {TABLE.back.sql}")
+    known = [replace(TABLE, back=noisy), ROWS, INDEX]
+    reports: list[str] = []
+    await migrate_to(migrated, ALL, 1, report=silent)
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
     async with await Connection.connect(database) as reader, await Connection.connect(database) as other:
         async with trio.open_nursery() as nursery, reader.transaction():
             await reader.execute("SELECT * FROM t")
 
             async def back() -> None:
-                await migrate_to(migrated, ALL, 0, report=silent)
+                await migrate_to(migrated, known, 0, report=reports.append)
 
             async def is_waiting() -> object:
                 return await one(other, waiting)
@@ -168,6 +173,7 @@ async def test_it_gives_way_to_who_waits_behind_it(
         assert await one(other, "SELECT to_regclass('bloomd_migrations')") is None, (
             "once the reader is gone, it goes on"
         )
+    assert reports == ["back"], "however often it was tried"
 
 
 async def test_its_patience_ends_and_says_why(
