@@ -184,7 +184,10 @@ async def test_its_patience_ends_and_says_why(
     monkeypatch.setattr(module, "LOCK_ATTEMPTS", 3)
     async with await Connection.connect(database) as reader, reader.transaction():
         await reader.execute("SELECT * FROM r")
-        with pytest.raises(Unavailable, match="0002 rows needs a table that another session did not let go of"):
+        with (
+            trio.fail_after(20),
+            pytest.raises(Unavailable, match="0002 rows needs a table that another session did not let go of"),
+        ):
             await migrate_to(migrated, ALL, 0, report=silent)
     assert await versions(migrated) == [1, 2]
     assert await one(migrated, "SHOW lock_timeout") == "0"
