@@ -290,18 +290,33 @@ def nodes(tmp_path: Path) -> Iterator[tuple[Upstream, Upstream, int]]:
         yield one, other, nginx.port
 
 
-def test_what_can_be_asked_twice_is_asked_of_the_other_node(nodes: tuple[Upstream, Upstream, int]) -> None:
+@pytest.mark.parametrize("failure", [None, Reply(status=503)], ids=["silent", "starting"])
+def test_what_can_be_asked_twice_is_asked_of_the_other_node(
+    nodes: tuple[Upstream, Upstream, int], failure: Reply | None
+) -> None:
     one, other, port = nodes
-    one.replies["/api/runtime/stats"] = None
+    one.replies["/api/runtime/stats"] = failure
     assert [ask(port, "/api/runtime/stats").status for _ in range(4)] == [200] * 4
-    assert len(one.seen) == 1  # and then left alone
+    assert one.seen
     assert len(other.seen) == 4
 
 
-def test_a_post_that_was_sent_is_never_sent_again(nodes: tuple[Upstream, Upstream, int]) -> None:
+def test_a_503_is_not_held_against_a_node(nodes: tuple[Upstream, Upstream, int]) -> None:
+    """It comes through as it is when both say so, and other requests go on."""
+    one, other, port = nodes
+    path = "/api/runtime/membridge/projects"
+    one.replies[path] = other.replies[path] = Reply(b'{"error": "not configured"}', status=503)
+    for _ in range(4):
+        refused = ask(port, path)
+        assert (refused.status, refused.body) == (503, b'{"error": "not configured"}')
+        assert ask(port, "/api/runtime/stats").status == 200
+
+
+@pytest.mark.parametrize("failure", [None, Reply(headers={"retry-after": "2"}, status=503)], ids=["silent", "starting"])
+def test_a_post_that_was_sent_is_never_sent_again(nodes: tuple[Upstream, Upstream, int], failure: Reply | None) -> None:
     """It may have been done."""
     one, other, port = nodes
-    one.replies["/api/runtime/llm-tasks"] = other.replies["/api/runtime/llm-tasks"] = None
+    one.replies["/api/runtime/llm-tasks"] = other.replies["/api/runtime/llm-tasks"] = failure
     answer = ask(port, "/api/runtime/llm-tasks", method="POST", body=b"{}")
     assert (answer.status, answer.headers["retry-after"]) == (503, "2")
     assert len(one.seen) + len(other.seen) == 1
