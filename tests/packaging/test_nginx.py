@@ -378,3 +378,10 @@ def test_nginx_takes_the_files_where_they_are_installed(tmp_path: Path, folder: 
     assert done.returncode == 0, done.stderr
     # Since nginx 1.25.1 there is one, about `listen ... http2`.
     assert [line for line in done.stderr.splitlines() if "warn" in line and "http2" not in line] == []
+
+
+def test_certbot_shows_that_it_has_the_name_before_there_is_a_certificate(front: Front) -> None:
+    challenge = front.socket.parent / "webroot/.well-known/acme-challenge/token"
+    challenge.parent.mkdir(parents=True)
+    challenge.write_text("token.thumbprint")
+    assert ask(front.port, "/.well-known/acme-challenge/token").body == b"token.thumbprint"
