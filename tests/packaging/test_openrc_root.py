@@ -180,9 +180,9 @@ def test_it_runs_as_its_user_with_directories_that_are_closed_to_others(machine)
         "/var/log/bloomd/bloomd-error.log -rw-r----- bloomd bloomd",
         "/var/log/bloomd/bloomd.log -rw-r----- bloomd bloomd",
     ]
-    assert f"Max open files            16384                {16384}" in machine.ok(
-        f"cat /proc/{machine.daemon()}/limits"
-    )
+    process = f"/proc/{machine.daemon()}"
+    assert re.search(r"^Max open files +16384 +16384 ", machine.ok(f"cat {process}/limits"), re.MULTILINE)
+    assert "Umask:\t0027\n" in machine.ok(f"cat {process}/status")
 
 
 def test_a_reload_brings_a_good_configuration_into_force_and_refuses_a_bad_one(machine):
