@@ -78,6 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection_number = self.server.connections
         self.server.connections += 1
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # once it has the status, nginx may leave the rest and ask another node
+            super().handle()
+
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.seen.append(Seen(self.connection_number, self.command, self.path, self.headers, body))
