@@ -8,7 +8,7 @@ PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: run test lint check bench soak lock docs screenshots clean
+.PHONY: run test lint check bench soak lock docs screenshots install uninstall has-python clean
 
 run: $(VENV)/.run
 	@exec $(VENV)/bin/bloomd dev $(ARGS)
@@ -31,11 +31,9 @@ SOAK_SEED    ?= 1
 soak: $(VENV)/.dev
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(VENV)/bin/python -m pytest -s tests/daemon/test_storm.py $(ARGS)
 
-# What is made from the settings' model. Tests fail when it is not up to date.
+# What is made from the settings' model and the parsers of the command lines. Tests fail when it is not up to date.
 docs: $(VENV)/.dev
-	$(VENV)/bin/python -m bloomd.settings.document example > bloomd.yaml.example
-	$(VENV)/bin/python -m bloomd.settings.document man > man/.keys
-	sed -i -e '/Keys: begin/r man/.keys' -e '/Keys: begin/,/Keys: end/{/Keys: /!d}' man/bloomd.yaml.5 && rm man/.keys
+	$(VENV)/bin/python -m docs
 
 # Every page, in both languages, light and dark, wide and narrow; the README has one of them.
 screenshots: $(VENV)/.dev
@@ -43,8 +41,85 @@ screenshots: $(VENV)/.dev
 	SCREENSHOTS=screenshots $(VENV)/bin/python -m pytest tests/web/test_page_frame.py -k everybody $(ARGS)
 	cp screenshots/overview.png docs/overview.png
 
-$(VENV)/bin/python:
+# Into PREFIX, by root; or below DESTDIR by anybody, for a package. bloomd(8), under INSTALLATION, has the whole procedure.
+# Whoever upgrades runs it again: programs and what starts them are replaced, CONFIGURATION is put there once, and stays
+# whatever is done, as does all that bloomd has made below /var.
+PREFIX      ?= /usr/local
+SYSCONFDIR  ?= /etc
+UNITDIR     ?= $(SYSCONFDIR)/systemd/system
+SYSUSERSDIR ?= $(SYSCONFDIR)/sysusers.d
+
+DEST  = $(DESTDIR)$(PREFIX)
+SHARE = $(PREFIX)/share
+DOC   = $(SHARE)/doc/bloomd
+
+# SOURCE:TARGET
+FILES = \
+	openrc/bloomd:$(SYSCONFDIR)/init.d/bloomd \
+	openrc/bloomd-worker:$(SYSCONFDIR)/init.d/bloomd-worker \
+	systemd/bloomd.service:$(UNITDIR)/bloomd.service \
+	systemd/bloomd-worker.service:$(UNITDIR)/bloomd-worker.service \
+	systemd/bloomd.sysusers:$(SYSUSERSDIR)/bloomd.conf \
+	systemd/bloomd-worker.sysusers:$(SYSUSERSDIR)/bloomd-worker.conf \
+	bloomd.yaml.example:$(DOC)/bloomd.yaml.example \
+	$(foreach file,$(wildcard nginx/*),$(file):$(DOC)/$(file)) \
+	$(foreach file,$(wildcard man/*.[58]),$(file):$(SHARE)/man/man$(subst .,,$(suffix $(file)))/$(notdir $(file))) \
+	$(foreach file,$(wildcard completions/*.bash),$(file):$(SHARE)/bash-completion/completions/$(basename $(notdir $(file)))) \
+	$(foreach file,$(wildcard completions/_*),$(file):$(SHARE)/zsh/site-functions/$(notdir $(file))) \
+	$(foreach file,$(wildcard completions/*.fish),$(file):$(SHARE)/fish/vendor_completions.d/$(notdir $(file)))
+CONFIGURATION = \
+	bloomd.yaml.example:$(SYSCONFDIR)/bloomd/bloomd.yaml \
+	openrc/bloomd.confd:$(SYSCONFDIR)/conf.d/bloomd \
+	openrc/bloomd-worker.confd:$(SYSCONFDIR)/conf.d/bloomd-worker \
+	logrotate/bloomd:$(SYSCONFDIR)/logrotate.d/bloomd \
+	logrotate/bloomd-worker:$(SYSCONFDIR)/logrotate.d/bloomd-worker
+
+install: install-programs install-files
+	@echo "installed; the next steps are in bloomd(8), under INSTALLATION"
+
+# A virtual environment of what bloomd needs and nothing else: what builds it is in another one. It is made beside the one
+# that may be in use, and takes its place when it is whole.
+install-programs: | has-python
+	@umask 022; set -e; new="$(DEST)/lib/bloomd.new"; work=$$(mktemp -d); trap 'rm -rf "$$work" "$$new"' EXIT; \
+	trap 'exit 1' HUP INT TERM; \
+	pip() { "$$work/pip/bin/python" -m pip --quiet --disable-pip-version-check "$$@"; }; \
+	mkdir -p "$(DEST)/lib" "$(DEST)/bin"; rm -rf "$$new"; \
+	echo "installing bloomd into $(DEST)/lib/bloomd ..."; \
+	$(PYTHON) -m venv "$$work/pip"; \
+	pip install --no-deps --require-hashes -r requirements-build.lock; \
+	pip wheel --no-deps --no-build-isolation --wheel-dir "$$work" .; \
+	$(PYTHON) -m venv --without-pip "$$new"; \
+	pip --python "$$new/bin/python" install --no-deps --require-hashes -r requirements.lock; \
+	pip --python "$$new/bin/python" install --no-deps --no-index --find-links "$$work" bloomd; \
+	find "$$new/bin" -type f ! -name bloomd ! -name bloomd-ctl -exec rm {} +; \
+	sed -i "s|$$new|$(PREFIX)/lib/bloomd|g" "$$new/bin/bloomd" "$$new/bin/bloomd-ctl" "$$new/pyvenv.cfg"; \
+	rm -rf "$(DEST)/lib/bloomd"; mv "$$new" "$(DEST)/lib/bloomd"; \
+	ln -sf ../lib/bloomd/bin/bloomd ../lib/bloomd/bin/bloomd-ctl "$(DEST)/bin/"
+
+install-files:
+	@umask 022; set -e; \
+	put() { \
+		mkdir -p "$$(dirname "$$2")"; \
+		sed -e 's|/usr/bin/bloomd|$(PREFIX)/bin/bloomd|g' -e '/BLOOMD_BIN/s|/usr/bin|$(PREFIX)/bin|g' "$$1" >"$$2.new"; \
+		if [ -x "$$1" ]; then chmod 755 "$$2.new"; fi; mv -f "$$2.new" "$$2"; \
+	}; \
+	for each in $(FILES); do put "$${each%%:*}" "$(DESTDIR)$${each#*:}"; done; \
+	for each in $(CONFIGURATION); do \
+		file="$(DESTDIR)$${each#*:}"; [ ! -e "$$file" ] || continue; \
+		put "$${each%%:*}" "$$file"; \
+		case $$file in *.yaml) chmod 640 "$$file"; [ -n "$(DESTDIR)" ] || chgrp bloomd "$$file" 2>/dev/null || true ;; esac; \
+	done
+
+uninstall:
+	@for each in $(FILES); do rm -f "$(DESTDIR)$${each#*:}"; done; \
+	rm -rf "$(DEST)/lib/bloomd" "$(DEST)/bin/bloomd" "$(DEST)/bin/bloomd-ctl"; \
+	rmdir "$(DESTDIR)$(DOC)/nginx" "$(DESTDIR)$(DOC)" 2>/dev/null || true; \
+	echo "kept: what is below /var, and$(foreach each,$(CONFIGURATION), $(lastword $(subst :, ,$(each))))"
+
+has-python:
 	@test -n "$(PYTHON)" || { echo "bloomd needs Python 3.11 or newer; none was found. Install one, or say which: make run PYTHON=/path/to/python3" >&2; exit 1; }
+
+$(VENV)/bin/python: | has-python
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }
 
 # What the daemon needs; and, when this machine has no PostgreSQL server of its own, the binaries that a wheel ships.

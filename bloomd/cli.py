@@ -1,4 +1,4 @@
-"""`bloomd`: run, dev, check, migrate, worker.
+"""`bloomd`: run, dev, check, doctor, migrate, worker.
 
 A worker's machine has this command, too, but not what a daemon imports (`http/install`): so that is imported by the
 commands that need it.
@@ -6,20 +6,21 @@ commands that need it.
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import trio
 
 from bloomd import __version__
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.membridge import USUAL_PORT
-from bloomd.postgres import Pool
-from bloomd.postgres.migrate import migrate, status
-from bloomd.runtime.schema import MIGRATIONS, explained
+from bloomd.postgres import Connection, Pool
+from bloomd.postgres.migrate import Plan, migrate_to, plan, status
+from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
 from bloomd.settings import Loaded, SettingsError, describe, load
 from bloomd.supervisor import EssentialServiceFailed
 
@@ -32,7 +33,8 @@ _EPILOG = {
     "run": "example: bloomd run -c /etc/bloomd/bloomd.yaml",
     "dev": "example: bloomd dev --port 5055 --dir /tmp/bloom",
     "check": "example: bloomd check -c bloomd.yaml --print",
-    "migrate": "example: bloomd migrate --status",
+    "doctor": "exit codes: 0 all is well, 1 there are warnings, 2 there are errors; example: bloomd doctor -v",
+    "migrate": "example: bloomd migrate --to 0 --status",
     "worker": "example: bloomd worker --server https://bloom.example.org --token-file token --max-concurrency 2",
 }
 
@@ -70,8 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bloomd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, help: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=_EPILOG[name])
+    def command(
+        name: str, help: str, function: Callable[[argparse.Namespace], int], more: str = ""
+    ) -> argparse.ArgumentParser:
+        description = f"{help[0].upper()}{help[1:]}. {more}".strip()
+        added = commands.add_parser(name, help=help, description=description, epilog=_EPILOG[name])
         added.set_defaults(command=function)
         return added
 
@@ -80,11 +85,37 @@ def _parser() -> argparse.ArgumentParser:
             "-c", "--config", type=Path, metavar="FILE", help=f"the configuration ({DEFAULT_FILE} when there is one)"
         )
 
-    run = command("run", "run the daemon in the foreground, as an init system wants it", _run)
-    takes_file(run)
+    def takes_env_file(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--env-file",
+            type=Path,
+            metavar="FILE",
+            help="the env_file of a configuration that names none; it need not be there",
+        )
 
-    dev = command("dev", "run everything on this machine, with a PostgreSQL of its own", _dev)
-    dev.add_argument("--dir", type=Path, default=Path(".bloom"), metavar="DIR", help="where the data is kept (.bloom)")
+    run = command(
+        "run",
+        "run the daemon in the foreground, as an init system wants it",
+        _run,
+        "A database whose schema is too old or too new is reported, with the command that helps, and not touched.",
+    )
+    takes_file(run)
+    takes_env_file(run)
+
+    dev = command(
+        "dev",
+        "run everything on this machine, with a PostgreSQL of its own",
+        _dev,
+        "It is for trying and developing: the schema is brought up by itself, a Membridge control plane is served, and "
+        "nobody needs a key unless RUNTIME_API_KEY is set.",
+    )
+    dev.add_argument(
+        "--dir",
+        type=Path,
+        default=Path(".bloom"),
+        metavar="DIR",
+        help="where the data and the control socket are (.bloom)",
+    )
     dev.add_argument("--port", type=int, metavar="PORT", help="port of the HTTP API (PORT, else 5000)")
     dev.add_argument("--bind", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
     dev.add_argument(
@@ -100,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a name by which browsers may ask for it while no key is set; repeatable, * for any",
     )
 
-    dev.add_argument("--worker", action="store_true", help="work on this machine as well, with its Claude CLI")
+    dev.add_argument(
+        "--worker",
+        action="store_true",
+        help="work on this machine as well, with its Claude CLI: as the worker local, with two places",
+    )
     membridge = dev.add_mutually_exclusive_group()
     membridge.add_argument(
         "--membridge-port",
@@ -112,22 +147,62 @@ def _parser() -> argparse.ArgumentParser:
         "--no-membridge", action="store_true", help="serve no Membridge control plane: its routes answer 502"
     )
 
-    check = command("check", "check the configuration, and report all its errors at once", _check)
+    check = command(
+        "check",
+        "check the configuration, and report all its errors at once",
+        _check,
+        "Each error has its file, line and column.",
+    )
     takes_file(check)
-    check.add_argument("--print", action="store_true", dest="show", help="show every effective setting with its source")
+    takes_env_file(check)
+    check.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="show every effective setting with its source; secrets are masked",
+    )
+
+    doctor = command("doctor", "look for whatever is wrong with this node, and say what mends it", _doctor)
+    takes_file(doctor)
+    takes_env_file(doctor)
+    doctor.add_argument(
+        "-o", "--output", choices=["text", "json"], default="text", help="how to print it (default: text)"
+    )
+    doctor.add_argument("-v", "--verbose", action="store_true", help="show also what is well or was not looked at")
 
     migrating = command(
-        "migrate", "bring the database schema up to this version; adopts the database of the Node.js runtime", _migrate
+        "migrate",
+        "bring the database schema up to this version; adopts the database of the Node.js runtime",
+        _migrate,
+        "It may be repeated, and several machines may do it at once. What had to be repaired is reported. With --to it "
+        "also leads back, while no bloomd is running.",
     )
     takes_file(migrating)
+    takes_env_file(migrating)
     migrating.add_argument("--status", action="store_true", help="only tell what would be done")
+    migrating.add_argument(
+        "--to",
+        type=int,
+        metavar="N",
+        help="bring the schema to version N, forward or back; 0 is the schema of the Node.js runtime",
+    )
+    migrating.add_argument("--yes", action="store_true", help="do not ask before something is lost on the way back")
 
-    working = command("worker", "do the tasks of a bloomd on this machine, with the Claude CLI", _worker)
+    working = command(
+        "worker",
+        "do the tasks of a bloomd on this machine, with the Claude CLI",
+        _worker,
+        "bloomd-worker(8) has the details.",
+    )
     takes_file(working)
     working.add_argument("--server", metavar="URL", help="the bloomd that it works for")
     working.add_argument("--name", metavar="NAME", help="its name there (the name of this machine)")
-    working.add_argument("--token-file", metavar="FILE", help="a file that holds its token, or an API key")
-    working.add_argument("--max-concurrency", type=int, metavar="N", help="tasks that it runs at once (1)")
+    working.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a file that holds its token, or an API key; not needed without authentication",
+    )
+    working.add_argument("--max-concurrency", type=int, metavar="N", help="tasks that it runs at once, 1 to 32 (1)")
     working.add_argument(
         "--label",
         action="append",
@@ -140,7 +215,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reader(options: argparse.Namespace) -> Callable[[], Loaded]:
-    return partial(load, _file(options), environ=os.environ)
+    def read() -> Loaded:
+        return load(_file(options), environ=os.environ, preset=_env_file(options.env_file))
+
+    return read
+
+
+def _env_file(file: Path | None) -> dict[str, object]:
+    """What the configuration may leave unsaid; looked at anew for each reload."""
+    try:
+        found = file is not None and file.stat()
+    except FileNotFoundError:
+        return {}
+    except OSError:  # reading it will say what is wrong
+        found = True
+    return {"env_file": str(file)} if found else {}
 
 
 def _file(options: argparse.Namespace) -> Path | None:
@@ -185,32 +274,91 @@ def _check(options: argparse.Namespace) -> int:
     return OK
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from bloomd.doctor.report import main
+
+    named = {"-c": _file(options), "--env-file": options.env_file}
+    option = "".join(f" {name} {shlex.quote(str(file))}" for name, file in named.items() if file)
+    return main(_reader(options), config=_file(options), option=option, output=options.output, verbose=options.verbose)
+
+
 def _migrate(options: argparse.Namespace) -> int:
     loaded = _reader(options)()
-    return trio.run(_bring_up if not options.status else _show_schema, loaded)
+    latest = MIGRATIONS[-1].version
+    to = latest if options.to is None else options.to
+    if options.status:
+        return trio.run(_show_way, loaded, to)
+    return trio.run(_bring_to, loaded, to, options.yes)
 
 
-async def _bring_up(loaded: Loaded) -> int:
-    async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
+@asynccontextmanager
+async def _migrating(loaded: Loaded) -> AsyncGenerator[Connection[Any]]:
+    pool = Pool(loaded.settings.database.url, size=1, application_name="bloomd migrate")
+    async with pool, pool.connection() as connection:
         with explained():
-            done = await migrate(
+            yield connection
+
+
+async def _bring_to(loaded: Loaded, to: int, yes: bool) -> int:
+    async with _migrating(loaded) as connection:
+
+        async def agree(way: Plan) -> None:
+            if way.back:
+                await refuse_while_in_use(connection)
+            if way.losses:
+                _show_losses(way)
+                _confirm(yes)
+
+        try:
+            done = await migrate_to(
                 connection,
                 MIGRATIONS,
+                to,
                 report=lambda line: print(f"  repaired: {line}"),
-                applied=lambda migration: print(f"applied {migration.version:04} {migration.name}", flush=True),
+                agree=agree,
+                applied=lambda migration: print(f"applied {migration}", flush=True),
+                undone=lambda migration: print(f"undone {migration}", flush=True),
             )
-    print(f"the schema is at {MIGRATIONS[-1].version}" + ("" if done else ": nothing to do"))
+        except _Declined as error:
+            print(f"bloomd: {error}", file=sys.stderr)
+            return error.code
+    print(f"the schema is at {to}" + ("" if done.forward or done.back else ": nothing to do"))
     return OK
 
 
-async def _show_schema(loaded: Loaded) -> int:
-    """Exits with 1 when something is to be applied, so that a script can ask."""
-    async with Pool(loaded.settings.database.url, size=1) as pool, pool.connection() as connection:
-        with explained():
-            schema = await status(connection, MIGRATIONS)
-    print(f"the schema is at {schema.current}, this bloomd needs {schema.latest}")
-    for migration in schema.pending:
-        print(f"to apply: {migration.version:04} {migration.name}")
-    if schema.newer:
-        raise Misconfigured("the database is newer than this bloomd: install the version that migrated it")
-    return PENDING if schema.pending else OK
+async def _show_way(loaded: Loaded, to: int) -> int:
+    """Exits with 1 when something is to be done, so that a script can ask."""
+    async with _migrating(loaded) as connection:
+        schema = await status(connection, MIGRATIONS)
+        print(f"the schema is at {schema.current}, this bloomd needs {schema.latest}")
+        way = await plan(connection, MIGRATIONS, to)
+    for migration in way.back:
+        print(f"to undo: {migration}")
+    for migration in way.forward:
+        print(f"to apply: {migration}")
+    _show_losses(way)
+    return PENDING if way.back or way.forward else OK
+
+
+def _show_losses(way: Plan) -> None:
+    for loss in way.losses:
+        print(f"to be lost with {loss.migration}: {loss}", flush=True)
+
+
+class _Declined(Exception):
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(f"{text}: nothing was changed")
+        self.code = code
+
+
+def _confirm(yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise _Declined("this needs --yes, because something is lost", USAGE)
+    try:
+        answer = input("Lose that, and go back? [yes/no] ")
+    except (EOFError, KeyboardInterrupt):
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
+        raise _Declined("not confirmed", PENDING)

@@ -97,10 +97,30 @@ def _drain(options: Namespace) -> int:
     return _once(options)
 
 
+def _pause(options: Namespace) -> int:
+    if options.wait is not None:
+        from bloomd.control import following
+
+        return following.until_idle(options, partial(_call, options), partial(_ask, options, "status"))
+    return _once(options)
+
+
 def _events(options: Namespace) -> NoReturn:
     from bloomd.control import following
 
     following.events(options, partial(_connect, options))
+
+
+def _log(options: Namespace) -> int:
+    from bloomd.control import following
+
+    return following.log(options, partial(_connect, options))
+
+
+def _bugreport(options: Namespace) -> int:
+    from bloomd.control import bugreport
+
+    return bugreport.bugreport(options, partial(_connect, options))
 
 
 def _tasking(name: str) -> Callable[[Namespace], int]:
@@ -191,22 +211,25 @@ def _parser() -> ArgumentParser:
     )
     parser.set_defaults(output="text", socket=None)
     parser.add_argument("--version", action="version", version=f"bloomd-ctl {__version__}")
-    everywhere = Parser(add_help=False, argument_default=SUPPRESS)
+    located = Parser(add_help=False, argument_default=SUPPRESS)
+    for place in (parser, located):
+        place.add_argument("-s", "--socket", metavar="SOCKET", help="path of the control socket")
+    everywhere = Parser(add_help=False, argument_default=SUPPRESS, parents=[located])
     for place in (parser, everywhere):
-        place.add_argument("-s", "--socket", help="path of the control socket")
         place.add_argument("-o", "--output", choices=("text", "json"), help="how to print the answer (default: text)")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     examples: list[str] = []
 
     def command(
-        name: str, summary: str, *, example: str, method: str = "", within: Any = commands, **defaults: object
-    ) -> ArgumentParser:
+        name: str, summary: str, more: str = "", *, example: str, method: str = "", within: Any = commands,
+        parent: ArgumentParser = everywhere, **defaults: object,
+    ) -> ArgumentParser:  # fmt: skip
         examples.append(f"  {example:<36}{summary}")
         added: ArgumentParser = within.add_parser(
             name,
-            parents=[everywhere],
+            parents=[parent],
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
+            description=f"{summary[0].upper()}{summary[1:]}. {more}".strip(),
             epilog=f"example: {example}",
         )
         usual = {"run": _once, "method": method or name, "judge": _fine, "seconds": ASK_SECONDS}
@@ -214,15 +237,25 @@ def _parser() -> ArgumentParser:
         return added
 
     status = command(
-        "status", "show how everything is", example="bloomd-ctl status -w",
+        "status", "show how everything is",
+        "That is the verdict, the services with their state and last error, the probes, the queue, the workers, the "
+        "process, the last reload, and the command to try next.",
+        example="bloomd-ctl status -w",
         run=_status, show=render.status, judge=_by_verdict,
     )  # fmt: skip
-    status.add_argument("-w", "--watch", action="store_true", help="draw again every 2 s until Ctrl-C")
+    status.add_argument("-w", "--watch", action="store_true", help="draw again every 2 seconds until interrupted")
     command("ping", "see whether the daemon answers", example="bloomd-ctl ping", show=render.ping)
     command("version", "show the daemon's version", example="bloomd-ctl version", show=render.version)
-    command("config", "show every setting and its source", example="bloomd-ctl config -o json", show=render.config)
     command(
-        "reload", "read the configuration again", example="bloomd-ctl reload",
+        "config", "show every setting and its source", "Each has its value in force; secrets are masked.",
+        example="bloomd-ctl config -o json", show=render.config,
+    )  # fmt: skip
+    command(
+        "reload", "read the configuration again",
+        "All errors are reported, and one error leaves all settings as they were. Otherwise the services that a "
+        "changed setting concerns are replaced, and if one of them does not become ready, the old settings come back. "
+        "The answer lists what changed, what was restarted, and what waits for a restart of the daemon.",
+        example="bloomd-ctl reload",
         show=render.reload, judge=_by_success, seconds=DO_SECONDS,
     )  # fmt: skip
     for name, summary, example in (
@@ -237,42 +270,79 @@ def _parser() -> ArgumentParser:
         show=render.probes, judge=_by_probes, seconds=DO_SECONDS,
     )  # fmt: skip
     probe.add_argument("name", metavar="PROBE", nargs="?", help="only this one")
-    command("sync", "mirror Membridge's agents now", example="bloomd-ctl sync", show=render.sync, seconds=DO_SECONDS)
+    command(
+        "sync", "mirror Membridge's agents now",
+        "Of several nodes only the leader does that; the others name it, as `status` does.",
+        example="bloomd-ctl sync", show=render.sync, seconds=DO_SECONDS,
+    )  # fmt: skip
     level = command(
-        "log-level", "show or change what is logged", example="bloomd-ctl log-level debug",
+        "log-level", "show or change what is logged",
+        "A change lasts until the next reload or restart of the daemon.", example="bloomd-ctl log-level debug",
         method="log.level", show=render.log_level,
     )  # fmt: skip
     level.add_argument("level", nargs="?", choices=("debug", "info", "warning", "error"), help="the new level")
+    lines = command(
+        "log", "show the latest lines of the log",
+        "They come from the memory of the daemon, which keeps the last 2000 lines or 1 MiB.",
+        example="bloomd-ctl log --follow", run=_log,
+    )  # fmt: skip
+    most = 2000  # as many as the daemon keeps (`bloomd.logs`)
+    lines.add_argument("-n", "--lines", metavar="N", type=about.number(0, most), default=50, help="how many (50)")
+    lines.add_argument("-f", "--follow", action="store_true", help="go on with what is written, until interrupted")
+    report = command(
+        "bugreport", "write an archive of what helps to find a fault",
+        "It holds versions, status, settings with their sources, the latest lines of the log, limits, and what bloomd "
+        "doctor finds. Secrets are blotted out, and prompts and results are not in it; look at it before you send it.",
+        example="bloomd-ctl bugreport", run=_bugreport, parent=located,
+    )  # fmt: skip
+    report.add_argument("-o", dest="file", metavar="FILE", help="where (a name with node and time, in this directory)")
+    report.add_argument(
+        "-c", "--config", metavar="FILE", help="the configuration, when no daemon runs that tells where it is"
+    )
     pause = command(
-        "pause", "hand out no tasks for a while", example="bloomd-ctl pause --until 18:00",
-        method="queue.pause", show=render.queue, seconds=DO_SECONDS,
+        "pause", "hand out no tasks for a while",
+        "That holds on every node. What is leased already goes on. Pausing again changes time and reason.",
+        example="bloomd-ctl pause --until 18:00",
+        method="queue.pause", run=_pause, show=render.queue, seconds=DO_SECONDS,
     )  # fmt: skip
     pause.add_argument(
         "--until", type=_time, metavar="TIME", help="18:00, 2026-12-01T09:30, +90m, +2h or +1d (default: until resumed)"
     )
     pause.add_argument("--reason", metavar="TEXT", help="why, for those who wonder")
+    pause.add_argument(
+        "--wait", type=about.number(1, 86400), nargs="?", const=0, metavar="SECONDS",
+        help="return when no task is leased, at the latest after this time, and say meanwhile how many leases are left",
+    )  # fmt: skip
     command(
         "resume", "hand out tasks again", example="bloomd-ctl resume",
         method="queue.resume", show=render.queue, seconds=DO_SECONDS,
     )  # fmt: skip
-    for name, summary in (
-        ("cordon", "give a worker no new leases"),
-        ("uncordon", "give a worker leases again"),
-        ("drain", "let a worker finish, to take it away"),
+    for name, summary, more in (
+        ("cordon", "give a worker no new leases", "What it holds goes on."),
+        ("uncordon", "give a worker leases again", "That ends `cordon` as well as `drain`."),
+        ("drain", "let a worker finish, to take it away", "It gets no new leases, and what it holds goes on."),
     ):
         worker = command(
-            name, summary, example=f"bloomd-ctl {name} gpu-1{' --wait' if name == 'drain' else ''}",
+            name, summary, more, example=f"bloomd-ctl {name} gpu-1{' --wait' if name == 'drain' else ''}",
             method=f"worker.{name}", show=render.worker, seconds=DO_SECONDS,
         )  # fmt: skip
         worker.add_argument("name", metavar="WORKER", help="its name")
     worker.set_defaults(run=_drain)
     worker.add_argument(
-        "--wait", action="store_true", help="return when it holds no lease; Ctrl-C ends only the waiting"
+        "--wait", action="store_true", help="return when it holds no lease, and say meanwhile how many are left"
     )
-    why = command("why", "tell why a task does not run", example="bloomd-ctl why TASK", show=render.why)
+    why = command(
+        "why", "tell why a task does not run", "Each reason has a line, with its code.",
+        example="bloomd-ctl why TASK", show=render.why,
+    )  # fmt: skip
     why.add_argument("name", metavar="TASK", help="its id")
-    events = command("events", "follow what happens", example="bloomd-ctl events --types task", run=_events)
-    kinds = "only these: task, lease, worker, probe, service, audit"
+    events = command(
+        "events", "follow what happens",
+        "Each event has a line until interrupted: the time, what happened to what, who did it, and details. A daemon "
+        "that is being restarted is waited for.",
+        example="bloomd-ctl events --types task", run=_events,
+    )  # fmt: skip
+    kinds = "only these: task, lease, worker, probe, service, and audit for all else"
     events.add_argument("--types", type=_list, metavar="TYPE,...", help=kinds)
     events.add_argument("--after", metavar="ID", help="begin after this event, not with what comes from now on")
 
@@ -286,15 +356,27 @@ def _parser() -> ArgumentParser:
         command, commands, group("worker", "register, look at or forget a worker", "Workers."), tasking=_tasking
     )
     actions = group("key", "make, list or remove a named API key", "API keys by name.")
-    for name, summary, run, show in (
-        ("add", "make an API key; its secret is printed", _new_key, None),
-        ("list", "show who has an API key", _once, render.keys),
-        ("remove", "make an API key invalid", _once, render.removed_key),
-    ):
-        example = f"bloomd-ctl key {name}{'' if name == 'list' else ' ci'}"
+    for name, summary, more, run, show in (
+        (
+            "add", "make an API key; its secret is printed",
+            "It is never shown again. With the first key, the API asks everybody for one.",
+            _new_key, None,
+        ),
+        (
+            "list", "show who has an API key",
+            "Of each key it tells when it was made and by whom, and when it was used last.",
+            _once, render.keys,
+        ),
+        (
+            "remove", "make an API key invalid",
+            "It is refused at once on this node, and within moments on every other one.",
+            _once, render.removed_key,
+        ),
+    ):  # fmt: skip
         action = command(
-            name, summary, example=example, within=actions, method=f"key.{name}", run=run, show=show, seconds=DO_SECONDS
-        )
+            name, summary, more, example=f"bloomd-ctl key {name}{'' if name == 'list' else ' ci'}",
+            within=actions, method=f"key.{name}", run=run, show=show, seconds=DO_SECONDS,
+        )  # fmt: skip
         if name != "list":
             action.add_argument("name", metavar="NAME", help="of the key, and of whoever uses it in the audit log")
     parser.epilog = "\n".join(["examples:", *examples, "", EXIT_CODES])

@@ -31,6 +31,7 @@ from bloomd.membridge.server.plane import Plane
 from bloomd.membridge.server.served import binds as binds_of_membridge
 from bloomd.membridge.sync import Sync
 from bloomd.node import Node
+from bloomd.notify import Notifier
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.listen import listen
 from bloomd.probes import Probe, ProbeStatus, membridge, minio, postgresql
@@ -44,6 +45,7 @@ from bloomd.settings import Loaded, Settings, secrets
 from bloomd.settings.model import Http
 from bloomd.status import ONLY_WORKERS
 from bloomd.supervisor import Backoff, Change, EssentialServiceFailed, Service, State, Supervisor
+from bloomd.verdict import reasons, verdict
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -70,6 +72,7 @@ class Daemon:
         read: Callable[[], Loaded],
         loaded: Loaded,
         logs: Logs,
+        notifier: Notifier,
         *,
         control_socket: Listener,
         binds: Binds,
@@ -81,6 +84,7 @@ class Daemon:
     ) -> None:
         """`worker_directory`: where a worker of this machine's own works, if there is to be one."""
         self.node = Node(loaded, logs, config_option=config_option)
+        self._notifier = notifier
         self._control_socket = control_socket
         self._binds = binds
         self._embedded = embedded
@@ -137,7 +141,7 @@ class Daemon:
             Front(self.http, binds, lambda settings: settings.http),
             Front(self.membridge, membridge_binds, front_of_membridge),
         ]
-        self._reloader = Reloader(node, read, connector=self.connector, fronts=fronts)
+        self._reloader = Reloader(node, read, notifier, connector=self.connector, fronts=fronts)
         node.reload = self._reloader.reload
 
     def services(self) -> list[Service]:
@@ -218,7 +222,7 @@ class Daemon:
         """Serve until SIGTERM or SIGINT, which begin the orderly stop; a second one hurries it. SIGHUP reloads.
 
         Args:
-            started: called once every service runs or has said why it cannot yet.
+            started: called once every service runs or has said why it cannot yet; the init system is told then.
 
         Raises:
             EssentialServiceFailed: the HTTP API or the control socket has failed for good.
@@ -230,7 +234,9 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self.node.lag.run)
+                self._nursery.start_soon(self.node.wall_clock.run)
                 self._nursery.start_soon(self._obey, signals)
+                self._nursery.start_soon(self._notifier.keep_telling, self._state_for_all)
                 try:
                     async with trio.open_nursery() as tree:
                         await tree.start(self.node.root.run)
@@ -238,8 +244,11 @@ class Daemon:
                         # all of it again, took 60 ms, and the loop stood still for as long.
                         gc.collect()
                         gc.freeze()
-                        if started and not self.node.stopping.is_set():
-                            started()
+                        await self.node.root.wait_until(self._serves_or_stops)
+                        if not self.node.stopping.is_set():
+                            self._notifier.ready(self._state_for_all())
+                            if started:
+                                started()
                 except* EssentialServiceFailed as group:
                     failure = _leaf(group)
                 self._nursery.cancel_scope.cancel()
@@ -255,12 +264,22 @@ class Daemon:
                 self.node.root.hurry()
             else:
                 log.info("stopping", signal=signal.Signals(number).name)
+                self._notifier.stopping()
                 self.node.stopping.set()
                 self.node.waiting_room.close()
                 self.node.dispatcher.close()
                 self._reloader.give_up()
                 self._binds.close_all()
                 self.node.root.stop()
+
+    def _serves_or_stops(self, root: Supervisor) -> bool:
+        essential = [each.state for each in root.status() if each.essential]
+        return self.node.stopping.is_set() or all(state is State.RUNNING for state in essential)
+
+    def _state_for_all(self) -> str:
+        """The state in the words of `systemctl status`, which every user of the machine can read: no reasons."""
+        word = verdict(reasons(self.node))
+        return word if word == "ok" else f"{word}: bloomd-ctl status says why"
 
     async def _reload_by_signal(self) -> None:
         report = await self.node.reload("SIGHUP")
@@ -271,6 +290,7 @@ class Daemon:
         node = self.node
 
         def notified(channel: str, payload: str) -> None:
+            node.notifications += 1
             if channel == stored.CHANNEL:
                 self._stored_changed.set()
             else:

@@ -34,6 +34,8 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
     location: str | None = None
     """Where a redirect points."""
+    date: str | None = None
+    """The time at the server, as it says it."""
 
 
 @cache
@@ -46,10 +48,10 @@ def trust() -> ssl.SSLContext:
 Connect = Callable[[str, int], Awaitable[httpcore.AsyncNetworkStream]]
 
 
-async def connect_anywhere(host: str, port: int) -> httpcore.AsyncNetworkStream:
+async def connect_anywhere(host: str, port: int, *, local_address: str | None = None) -> httpcore.AsyncNetworkStream:
     # httpcore declares the class twice, once for machines without trio, and pyright believes that one.
     backend: httpcore.AsyncNetworkBackend = httpcore.TrioBackend()  # pyright: ignore[reportAssignmentType]
-    return await backend.connect_tcp(host, port, socket_options=[])
+    return await backend.connect_tcp(host, port, local_address=local_address, socket_options=[])
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
@@ -140,6 +142,7 @@ async def exchange(
                         response.headers.get("content-type"),
                         await _body(response, who, limit),
                         response.headers.get("location"),
+                        response.headers.get("date"),
                     )
     except trio.TooSlowError as error:
         raise NotWorthRetrying(f"{who}: no answer within {timeout:.3g} s") from error

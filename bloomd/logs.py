@@ -3,24 +3,34 @@
 Two streams, because OpenRC's `output_log` and `error_log` make the two files of the deployment guide from them.
 """
 
-import json as jsonlib
 import logging
 import re
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
 
+from bloomd.redaction import MASK, Redaction, cut
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
-# A shorter secret would blot out half of every line; such a key protects nothing anyway.
-MIN_SECRET = 6
+# What is kept in memory: of what goes on, and apart from it of trouble, which thousands of requests must not drive out.
+USUAL_LINES, USUAL_BYTES = 1500, 768 * 1024
+TROUBLE_LINES, TROUBLE_BYTES = 500, 256 * 1024
+RECENT_LINES = USUAL_LINES + TROUBLE_LINES
+# A longer line, such as the traceback of an endless recursion, would drive all others out.
+RECENT_LINE_LENGTH = 16 * 1024
 
-# API keys with names and what workers have (`runtime/keys.py`, `runtime/tokens.py`) are known by their form only: one
-# may come in a path, by somebody's mistake.
-_NAMED_KEY = re.compile(r"bloom[ew]?_[A-Za-z0-9_-]{43}")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+# PostgreSQL quotes the row or the JSON that it refuses, which may be a prompt or a result.
+_REFUSED = re.compile(
+    r"(Failing row contains |JSON data, line \d+: ).*?(?=\n\n(?:The above|During handling)|\Z)", re.DOTALL
+)
 
 
 class Logs:
@@ -28,7 +38,8 @@ class Logs:
 
     def __init__(self, *, json: bool, level: str = "info") -> None:
         self._json = json
-        self._secrets: set[str] = set()
+        self.redaction = Redaction()
+        self.recent = Recent()
         self.level = level
         self.set_level(level)
         handler = logging.StreamHandler(sys.stderr)
@@ -38,7 +49,7 @@ class Logs:
                 processors=[
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     *_renderers(json, sys.stderr),
-                    self._redact,
+                    self._finish,
                 ],
             )
         )
@@ -48,28 +59,66 @@ class Logs:
         """Write from this level on."""
         self.level = level
         structlog.configure(
-            processors=[*_COMMON, *_renderers(self._json, sys.stdout), self._redact],
+            processors=[*_COMMON, *_renderers(self._json, sys.stdout), self._finish],
             wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
             logger_factory=_TwoStreams,
             cache_logger_on_first_use=False,
         )
 
     def redact(self, secrets: Iterable[str]) -> None:
-        """Never write any of these from now on; one that is replaced later is still no reading matter."""
-        for secret in secrets:
-            if len(secret) >= MIN_SECRET:
-                self._secrets |= {secret, jsonlib.dumps(secret)[1:-1]}
+        """Never write any of these from now on."""
+        self.redaction.add(secrets)
 
-    def _redact(self, logger: Any, method: str, line: Any) -> Any:
+    def _finish(self, logger: Any, method: str, line: Any) -> Any:
         """The last step: in a finished line a secret is found wherever it came from."""
-        for secret in self._secrets:
-            line = line.replace(secret, "****")
-        return without_named_keys(line)
+        line = self.redaction(line)
+        self.recent.add(_COLOUR.sub("", line), trouble=method not in ("debug", "info"))
+        return line
 
 
-def without_named_keys(text: str) -> str:
-    """The text with whatever has the form of a named API key, a token or an enrolment code blotted out."""
-    return _NAMED_KEY.sub("****", text)
+class Recent:
+    """The last lines that were written, numbered from 1 on. Any thread may add one."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        """The number of the latest."""
+        self._usual = _Ring(USUAL_LINES, USUAL_BYTES)
+        self._trouble = _Ring(TROUBLE_LINES, TROUBLE_BYTES)
+        self._lock = threading.RLock()  # whoever holds it may be interrupted by a finalizer that logs
+
+    def __repr__(self) -> str:
+        return f"<Recent {len(self._usual.lines)} and {len(self._trouble.lines)} of {self.last} lines>"
+
+    def add(self, line: str, *, trouble: bool = False) -> None:
+        with self._lock:
+            self.last += 1
+            (self._trouble if trouble else self._usual).add(self.last, cut(line, RECENT_LINE_LENGTH))
+
+    def after(self, number: int) -> list[tuple[int, str]]:
+        """The lines with a higher number that are still there, in their order."""
+        with self._lock:
+            lines = [*self._usual.lines, *self._trouble.lines]
+        return sorted(line for line in lines if line[0] > number)
+
+
+class _Ring:
+    """Lines with their numbers, up to so many lines and bytes."""
+
+    def __init__(self, most_lines: int, most_bytes: int) -> None:
+        self.lines: deque[tuple[int, str]] = deque()
+        self._most_lines = most_lines
+        self._most_bytes = most_bytes
+        self._bytes = 0
+
+    def add(self, number: int, line: str) -> None:
+        self.lines.append((number, line))
+        self._bytes += _size(line)
+        while len(self.lines) > self._most_lines or self._bytes > self._most_bytes:
+            self._bytes -= _size(self.lines.popleft()[1])
+
+
+def _size(line: str) -> int:
+    return len(line.encode(errors="replace"))
 
 
 class _TwoStreams:
@@ -100,11 +149,18 @@ def _write(stream: TextIO, line: str) -> None:
         stream.flush()
 
 
+def _without_refused(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    if "exception" in event:
+        event["exception"] = _REFUSED.sub(rf"\1{MASK}", event["exception"])
+    return event
+
+
 _COMMON: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.format_exc_info,
+    _without_refused,
 ]
 
 

@@ -30,7 +30,7 @@ from bloomd.runtime.stats import Counter, Stats
 from bloomd.runtime.waiting_room import WaitingRoom
 from bloomd.runtime.wakeups import Wakeups
 from bloomd.settings import Loaded, Settings, secrets
-from bloomd.supervisor import LoopLag, Supervisor
+from bloomd.supervisor import LoopLag, Supervisor, WallClock
 
 
 class ReloadReport(msgspec.Struct, frozen=True):
@@ -78,6 +78,9 @@ class Node:
         self.stats = Counter(self.database)
         self.keys = KeyRing(self.database)
         self.lag = LoopLag()
+        self.wall_clock = WallClock()
+        self.notifications = 0
+        """How many PostgreSQL has sent since the start."""
         self.served = Served(lambda: self.loaded)
         logs.redact([self.served.generated])
         self.membridge = Link(self.served.for_client)
@@ -136,7 +139,7 @@ class Node:
         """Bring these settings into force for all that look at the node."""
         before, membridge = self.settings, self.membridge.settings
         self.loaded = loaded
-        self.logs.redact(secrets(self.settings))
+        self.logs.redact([*secrets(self.settings), self.loaded.own_admin_key or ""])
         if self.settings.log.level != before.log.level:
             self.logs.set_level(self.settings.log.level)
         if self.membridge.settings != membridge:

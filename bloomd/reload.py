@@ -19,6 +19,7 @@ import trio
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.server import Front
 from bloomd.node import Node, ReloadReport
+from bloomd.notify import Notifier
 from bloomd.postgres import Pool
 from bloomd.runtime.connector import Connector
 from bloomd.settings import Loaded, Settings, SettingsError, changed, sections
@@ -42,12 +43,14 @@ class Reloader:
         self,
         node: Node,
         read: Callable[[], Loaded],
+        notifier: Notifier,
         *,
         connector: Connector,
         fronts: Sequence[Front],
     ) -> None:
         self._node = node
         self._read = read
+        self._notifier = notifier
         self._connector = connector
         self._fronts = fronts
         self._lock = trio.Lock()
@@ -60,7 +63,7 @@ class Reloader:
         """
         async with self._lock:
             report = _failed("bloomd is stopping")
-            with trio.CancelScope(shield=True) as self._scope:
+            with trio.CancelScope(shield=True) as self._scope, self._notifier.reloading():
                 report = msgspec.structs.replace(await self._reload(cause), at=time.time())
         self._node.last_reload = report
         if report.ok:

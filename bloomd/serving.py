@@ -21,6 +21,7 @@ from bloomd.logs import Logs, is_json
 from bloomd.membridge import USUAL_PORT
 from bloomd.membridge.server.served import url_of
 from bloomd.node import Node
+from bloomd.notify import Notifier
 from bloomd.postgres.embedded import Embedded
 from bloomd.settings import Loaded, Tcp, load, parse_bind
 from bloomd.unixsocket import BACKLOG
@@ -42,6 +43,7 @@ def serve(
         SettingsError, Misconfigured: it cannot begin with these settings.
         EssentialServiceFailed: it could not go on.
     """
+    notifier = Notifier()
     loaded = read()
     settings = loaded.settings
     logs = Logs(json=is_json(settings.log.format, os.environ.get("NODE_ENV") == "production"), level=settings.log.level)
@@ -54,6 +56,7 @@ def serve(
             read,
             loaded,
             logs,
+            notifier,
             control_socket=control_socket,
             binds=binds,
             membridge_binds=membridge_binds,

@@ -2,11 +2,13 @@
 
 import os
 import resource
+import stat
 import time
 from pathlib import Path
 
 from bloomd import __version__
 from bloomd.control.answers import (
+    ClockJump,
     LastReload,
     Leader,
     Pause,
@@ -115,6 +117,12 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd")) - 1  # but for the one that lists them
 
 
+def log_files() -> list[str]:
+    """What the init system, or whoever started us, lets stdout and stderr go to, as far as that is a file."""
+    files = [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2) if stat.S_ISREG(os.fstat(number).st_mode)]
+    return list(dict.fromkeys(files))
+
+
 def _queue(stats: Stats) -> Queue:
     oldest = stats.oldest_queued_at
     return Queue(
@@ -176,6 +184,9 @@ def _process(node: Node) -> Process:
         loop_lag_ms=round(node.lag.now * 1000, 1),
         loop_lag_worst_ms=round(node.lag.worst * 1000, 1),
         node=node.name,
+        clock_jumps=[ClockJump(at=jump.at, seconds=round(jump.seconds, 3)) for jump in node.wall_clock.jumps],
+        notifications=node.notifications,
+        log_files=log_files(),
     )
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,9 +18,13 @@ def require(tool: str) -> str:
     # A developer's PATH often lacks the directories in which Debian keeps servers.
     ours = str(Path(sys.executable).parent)  # where a wheel may have put it
     path = shutil.which(tool, path=os.pathsep.join([ours, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
-    if path:
-        return path
-    reason = f"{tool} is not installed; .ci/run installs it"
+    if not path:
+        lacking(f"{tool} is not installed; .ci/run installs it")
+    return path
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the test that lacks something, or let it fail under CI."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -87,6 +87,12 @@ class Sync(TypedDict):
     agents: int | None
 
 
+class ClockJump(TypedDict):
+    at: float
+    seconds: float
+    """Forward, or back when negative."""
+
+
 class Process(TypedDict):
     pid: int
     uptime_seconds: float
@@ -98,6 +104,12 @@ class Process(TypedDict):
     loop_lag_ms: float
     loop_lag_worst_ms: float
     node: str
+    clock_jumps: list[ClockJump]
+    """The latest ten since the start, oldest first."""
+    notifications: int
+    """How many PostgreSQL has sent it since the start."""
+    log_files: list[str]
+    """The files that stdout and stderr go to; one that was deleted ends with ` (deleted)`."""
 
 
 class LastReload(TypedDict):

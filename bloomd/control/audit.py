@@ -13,7 +13,7 @@ import trio
 
 from bloomd.control.server import SUCCESS, Call, Method
 from bloomd.errors import Unavailable
-from bloomd.logs import without_named_keys
+from bloomd.redaction import without_named_keys
 from bloomd.runtime import audit
 from bloomd.runtime.database import Database
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Command = Callable[..., ArgumentParser]
-    """Adds a command: its name, what it does, an example, and what it is done with."""
+    """Adds a command: its name, what it does, what more there is to say, an example, and what it is done with."""
     Run = Callable[[Any], int]
 
 # The longest attempt that a task allows, and what the daemon grants beyond that.
@@ -43,8 +43,9 @@ def number(least: int, most: int) -> Callable[[str], int]:
 def tasks(command: Command, within: Any, *, tasking: Callable[[str], Run]) -> None:
     """`bloomd-ctl task ...`"""
     add = command(
-        "add", "queue a task", example='bloomd-ctl task add --wait "Say hello"', within=within, run=tasking("add")
-    )
+        "add", "queue a task", "Its id is printed.", example='bloomd-ctl task add --wait "Say hello"',
+        within=within, run=tasking("add"),
+    )  # fmt: skip
     add.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to do; - reads it from standard input")
     add.add_argument("-f", "--file", metavar="FILE", help="a file that holds the prompt")
     add.add_argument("--context", metavar="TEXT", help="tasks of one context share a conversation and a directory")
@@ -65,28 +66,38 @@ def tasks(command: Command, within: Any, *, tasking: Callable[[str], Run]) -> No
     _filter(listing)
     _page(listing)
     show = command(
-        "show", "show a task and its attempts", example="bloomd-ctl task show TASK", within=within,
-        method="task.show", show=render_work.task_shown,
+        "show", "show a task and its attempts", "Of each attempt it tells when it was, by whom, and how it ended.",
+        example="bloomd-ctl task show TASK", within=within, method="task.show", show=render_work.task_shown,
     )  # fmt: skip
     result = command(
-        "result", "print the result of a task", example="bloomd-ctl task result TASK", within=within,
-        run=tasking("result"),
+        "result", "print the result of a task", "Nothing is added to it.", example="bloomd-ctl task result TASK",
+        within=within, run=tasking("result"),
     )  # fmt: skip
     wait = command(
-        "wait", "wait for a task and print its result", example="bloomd-ctl task wait TASK", within=within,
-        run=tasking("wait_for"),
+        "wait", "wait for a task and print its result",
+        "Meanwhile it tells on the standard error how the task fares. Interrupting that ends the waiting, and the task "
+        "goes on. A daemon that is being restarted is waited for.",
+        example="bloomd-ctl task wait TASK", within=within, run=tasking("wait_for"),
     )  # fmt: skip
     for each in (show, result, wait):
         each.add_argument("name", metavar="TASK", help="its id")
     dispatch = command(
-        "dispatch", "push a task to a worker's agent now", example="bloomd-ctl task dispatch TASK", within=within,
+        "dispatch", "push a task to a worker's agent now",
+        "Without --worker it is the best one that has a URL. The answer tells how the attempt ended. Interrupting that "
+        "ends the waiting, and the attempt goes on.",
+        example="bloomd-ctl task dispatch TASK", within=within,
         method="task.dispatch", show=render_work.facts, seconds=PUSH_SECONDS,
     )  # fmt: skip
     dispatch.add_argument("name", metavar="TASK", help="its id")
     dispatch.add_argument("--worker", dest="worker_id", metavar="NAME", help="only to this worker")
-    for name, what in (("cancel", "cancel tasks"), ("requeue", "queue ended tasks again")):
+    ending = "What runs is stopped when its worker hears of it, at its next heartbeat."
+    again = (
+        "Those that have failed, are dead or were cancelled get all their attempts once more; those that wait for a "
+        "retry need not wait any longer."
+    )
+    for name, what, more in (("cancel", "cancel tasks", ending), ("requeue", "queue ended tasks again", again)):
         some = command(
-            name, what, example=f"bloomd-ctl task {name} --context nightly --dry-run",
+            name, what, more, example=f"bloomd-ctl task {name} --context nightly --dry-run",
             within=within, run=tasking("change"), action=name,
         )  # fmt: skip
         some.add_argument("names", metavar="TASK", nargs="*", help="their ids; without any, all that match the filter")
@@ -109,52 +120,63 @@ def _page(parser: ArgumentParser) -> None:
 def workers(command: Command, commands: Any, within: Any, *, tasking: Callable[[str], Run]) -> None:
     """`bloomd-ctl workers` and `bloomd-ctl worker ...`"""
     listing = command(
-        "workers", "show the workers", example="bloomd-ctl workers", within=commands,
-        method="worker.list", show=render_work.workers,
+        "workers", "show the workers",
+        "Of each it tells how it is, how many of its places are taken, when it was heard of last, its labels, and the "
+        "URL that tasks are pushed to, if it has one, or why it has paused and until when.",
+        example="bloomd-ctl workers", within=commands, method="worker.list", show=render_work.workers,
     )  # fmt: skip
-    listing.add_argument("--status", choices=WORKER_STATUSES, help="only workers in this state")
+    listing.add_argument("--status", choices=WORKER_STATUSES, help="only these; a worker that has paused is in error")
     _page(listing)
     show = command(
         "show", "show a worker and what it holds", example="bloomd-ctl worker show gpu-1", within=within,
         method="worker.show", show=render_work.worker_shown,
     )  # fmt: skip
     add = command(
-        "add", "register a worker by hand", example="bloomd-ctl worker add gpu-1 --url http://10.0.0.5:8001",
-        within=within, run=tasking("add_worker"),
+        "add", "register a worker by hand",
+        "It may be an agent that knows of no server. Of a known worker, what is said is noted.",
+        example="bloomd-ctl worker add gpu-1 --url http://10.0.0.5:8001", within=within, run=tasking("add_worker"),
     )  # fmt: skip
-    add.add_argument("--url", metavar="URL", help="where its agent listens, when it does")
+    add.add_argument("--url", metavar="URL", help="where its agent listens, in workers.allowed_networks")
     add.add_argument("--label", metavar="LABEL", action="append", help="what it has; repeatable")
     add.add_argument("--max-concurrency", metavar="N", type=number(1, 32), help="tasks that it runs at once (1)")
     remove = command(
-        "remove", "forget a worker", example="bloomd-ctl worker remove gpu-1", within=within,
-        method="worker.remove", show=render_work.removed,
+        "remove", "forget a worker",
+        "A worker that still runs, or that Membridge still names, comes back by itself; its tokens stay valid until "
+        "they are revoked.",
+        example="bloomd-ctl worker remove gpu-1", within=within, method="worker.remove", show=render_work.removed,
     )  # fmt: skip
     remove.add_argument(
         "--force", action="store_true", default=None, help="end its leases first, and queue their tasks again"
     )
     token = command(
-        "token", "make, list or revoke a worker's tokens", example="bloomd-ctl worker token gpu-1", within=within,
-        run=tasking("token"),
+        "token", "make, list or revoke a worker's tokens",
+        "The worker need not be known yet. The secret is all that is printed on the standard output, and it is never "
+        "shown again.",
+        example="bloomd-ctl worker token gpu-1", within=within, run=tasking("token"),
     )  # fmt: skip
     action = token.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="show which there are, without their secrets")
     action.add_argument("--revoke", metavar="ID", help="make this one invalid")
     enrol = command(
-        "enrol", "make a one-time code for a new machine", example="bloomd-ctl worker enrol gpu-1", within=within,
-        run=tasking("enrol"),
+        "enrol", "make a one-time code for a new machine",
+        "With it the install script makes that machine this worker, once, within an hour; see bloomd-worker(8). The "
+        "code is all that is printed on the standard output. A terminal shows the command to run there as well, if "
+        "http.public_url is set.",
+        example="bloomd-ctl worker enrol gpu-1", within=within, run=tasking("enrol"),
     )  # fmt: skip
+    leaving = "The worker stays known, offline and cordoned."
     agents = [
         command(
-            name, what, example=f"bloomd-ctl worker {name} gpu-1", within=within,
+            name, what, more, example=f"bloomd-ctl worker {name} gpu-1", within=within,
             method=f"worker.agent-{name}", show=render_work.facts, seconds=AGENT_SECONDS,
         )
-        for name, what in (
-            ("health", "ask a worker's agent how it is"),
-            ("update", "have a worker's agent update itself"),
-            ("restart", "have a worker's agent restart"),
-            ("uninstall", "have a worker's agent remove itself from its machine"),
+        for name, what, more in (
+            ("health", "ask a worker's agent how it is", "The worker is as it says afterwards, or else offline."),
+            ("update", "have a worker's agent update itself", ""),
+            ("restart", "have a worker's agent restart", ""),
+            ("uninstall", "have a worker's agent remove itself from its machine", leaving),
         )
     ]  # fmt: skip
-    agents[1].add_argument("--repo-url", metavar="URL", help="the repository that the agent comes from")
+    agents[1].add_argument("--repo-url", metavar="URL", help="where it comes from; agents in the field want this")
     for each in (show, add, remove, token, enrol, *agents):
         each.add_argument("name", metavar="WORKER", help="its name")

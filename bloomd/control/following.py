@@ -1,4 +1,5 @@
-"""What `bloomd-ctl` does for as long as it takes: draw the status again, print events, wait until a worker is empty.
+"""What `bloomd-ctl` does for as long as it takes: draw the status again, print events, wait until a worker, or
+the whole queue, holds no lease.
 
 A daemon that goes away meanwhile may be on its way back, so it is waited for; only one that was never there is an
 error.
@@ -7,6 +8,7 @@ error.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -18,14 +20,14 @@ from bloomd.control.codes import UNAVAILABLE
 TYPE_CHECKING = False  # importing typing would cost as much as a call takes
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from bloomd.control.client import Client
 
 # Often enough to watch a restart, seldom enough to read what is there.
 FOLLOW_SECONDS = 2.0
-# A worker is empty after seconds or minutes.
+# Leases end after seconds or minutes.
 WAIT_SECONDS = 1.0
 # Between two tries to reach a daemon that was there.
 RETRY_SECONDS = 1.0
@@ -66,22 +68,59 @@ def _picture(options: Namespace, call: Callable[[], Any]) -> list[str]:
 
 
 def events(options: Namespace, connect: Callable[[float], Client]) -> NoReturn:
-    """Print what happens until interrupted; after a restart of the daemon from where it was.
+    """Print what happens until interrupted.
+
+    Raises: as `_follow` does.
+    """
+
+    def tell(kind: str, said: Any) -> None:
+        if kind == "event":
+            _print(options, said)
+
+    _follow(connect, "events", tell, after=options.after, types=options.types)
+
+
+def log(options: Namespace, connect: Callable[[float], Client]) -> int:
+    """Print the latest lines of the daemon's log; with --follow, then what is written until interrupted.
+
+    Raises: as `_follow` does.
+    """
+
+    def tell(kind: str, said: Any) -> None:
+        for line in said.get("lines", ()):
+            print(json.dumps({"line": line}) if options.output == "json" else terminal.text([layout.printable(line)]))
+        sys.stdout.flush()
+
+    if options.follow:
+        _follow(connect, "log.recent", tell, lines=options.lines, follow=True)
+    with connect(SILENCE_SECONDS) as client:
+        for kind, said in client.notifications("log.recent", lines=options.lines):
+            tell(kind, said)
+    return 0
+
+
+def _follow(
+    connect: Callable[[float], Client],
+    method: str,
+    tell: Callable[[str, Any], None],
+    *,
+    after: str | None = None,
+    **params: Any,
+) -> NoReturn:
+    """Tell every notification until interrupted; after a restart of the daemon from where it was.
 
     Raises:
         ControlFailure: the daemon was not there to begin with, or does not want to be asked so.
     """
-    after: str | None = options.after
     there = told = False
     while True:
         try:
             with connect(SILENCE_SECONDS) as client:
-                for kind, said in client.notifications("events", types=options.types, after=after):
+                for kind, said in client.notifications(method, after=after, **params):
                     if told:
                         terminal.tell("bloomd is there again")
                     there, told = True, False
-                    if kind == "event":
-                        _print(options, said)
+                    tell(kind, said)
                     after = said["id"] or after
             away = "bloomd stops"
         except (CannotReach, Failed) as failure:
@@ -107,12 +146,14 @@ def until_empty(options: Namespace, call: Callable[[str], Any]) -> int:
     Raises:
         ControlFailure: it cannot be drained, or is forgotten meanwhile.
     """
-    worker: Any = call("worker.drain")
+    drained: Any = call("worker.drain")
+    worker = drained
     try:
-        while worker["active_leases"] and worker["draining"]:
+        for worker in _changes(lambda: call("worker"), ("active_leases", "draining"), first=drained):
+            if not (worker["active_leases"] and worker["draining"]):
+                break
             if options.output == "text":
                 print(terminal.text(render.worker(layout.printable(worker), terminal.look())), flush=True)
-            worker = _changed(worker, call)
     except KeyboardInterrupt:
         print(f"\n{options.name} goes on draining", end="", file=sys.stderr)
         raise
@@ -123,19 +164,72 @@ def until_empty(options: Namespace, call: Callable[[str], Any]) -> int:
     return 0 if worker["draining"] else 1
 
 
-def _changed(before: Any, call: Callable[[str], Any]) -> Any:
-    """The worker as soon as it holds more or fewer leases, or drains no longer."""
-    told = False
+def until_idle(options: Namespace, pause: Callable[[], Any], status: Callable[[], Any]) -> int:
+    """Pause the queue and wait until no task is leased, or for `options.wait` seconds; says how many leases are left
+    whenever that changes.
+
+    Raises:
+        ControlFailure: it cannot be paused.
+    """
+    paused: Any = pause()
+    if options.output == "text":
+        print(terminal.text(render.queue(layout.printable(paused), terminal.look())), flush=True)
+    state: Any = {"paused": True, "active_leases": None}
+    try:
+        for state in _changes(lambda: _leased(status()), ("active_leases", "paused"), seconds=options.wait):
+            if not (state["active_leases"] and state["paused"]):
+                break
+            if options.output == "text":
+                print(f"{layout.count(state['active_leases'], 'lease')} left", flush=True)
+    except KeyboardInterrupt:
+        print("\nthe queue stays paused", end="", file=sys.stderr)
+        raise
+    if options.output == "json":
+        print(json.dumps(state, indent=2))
+    if not state["paused"]:
+        terminal.tell("the queue was resumed meanwhile")
+    elif state["active_leases"] is None:
+        terminal.tell("how many leases are left is not known; the queue stays paused")
+    elif state["active_leases"]:
+        left = layout.count(state["active_leases"], "lease")
+        terminal.tell(f"{left} left after {options.wait} s; the queue stays paused")
+    else:
+        if options.output == "text":
+            print("no task is leased")
+        return 0
+    return 1
+
+
+def _leased(status: Any) -> Any:
+    queue = status["queue"]
+    if queue is None:
+        raise Failed("PostgreSQL is away", UNAVAILABLE)
+    return {"paused": queue["pause"] is not None, "active_leases": queue["active_leases"]}
+
+
+def _changes(
+    look: Callable[[], Any], keys: tuple[str, ...], *, first: Any = None, seconds: float | None = None
+) -> Iterator[Any]:
+    """The first, then what there is to see whenever one of these keys has another value; ends when the time is over."""
+    end = time.monotonic() + (seconds or math.inf)
+    if first is not None:
+        yield first
+    before, told = first, False
     while True:
-        time.sleep(WAIT_SECONDS)
         try:
-            worker: Any = call("worker")
+            seen = look()
         except (CannotReach, Failed) as failure:
             if isinstance(failure, Failed) and failure.code != UNAVAILABLE:
                 raise
             if not told:
                 terminal.tell(f"{layout.printable(str(failure))}; waiting for its return")
             told = True
-            continue
-        if (worker["active_leases"], worker["draining"]) != (before["active_leases"], before["draining"]):
-            return worker
+        else:
+            told = False
+            if before is None or any(seen[key] != before[key] for key in keys):
+                yield seen
+                before = seen
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(WAIT_SECONDS, left))

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from bloomd import __version__
-from bloomd.control import answers, events, tasks, work, workers
+from bloomd.control import answers, events, facts, tasks, work, workers
 from bloomd.control.codes import INVALID_PARAMS
 from bloomd.control.server import Call, ControlError, Method, NoParams
 from bloomd.logs import Logs
@@ -113,6 +113,7 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
         *tasks.methods(node),
         *workers.methods(node),
         events.method(node),
+        *facts.methods(node, logs),
     ]
 
 

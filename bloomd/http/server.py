@@ -24,7 +24,7 @@ from bloomd.unixsocket import BACKLOG
 
 log = structlog.stdlib.get_logger(__name__)
 
-# An idle connection is closed after this; a proxy in front keeps its own for less (nginx/bloomd.conf).
+# An idle connection is closed after this; a proxy in front keeps its own for less (nginx/bloomd-upstream.conf).
 KEEP_ALIVE_SECONDS = 20.0
 
 

@@ -4,7 +4,7 @@ psycopg writes every operation as a generator that says what it waits for, and l
 driver of its own: it drives those generators with trio (`waiting`), and gives cancellation a meaning at every moment of
 an operation (`connection`). Layers, each of which can be used without the ones above it::
 
-    listen      notifications, over a connection of its own          migrate     forward migrations from SQL files
+    listen      notifications, over a connection of its own          migrate     migrations from SQL files, and back
     pool        a bounded set of connections, lent to tasks          embedded    a server of our own, as a service
     connection  transaction  cursor    psycopg on trio               cluster     where that server's files are
     waiting     conninfo                                             binaries    where its programs are

@@ -38,7 +38,9 @@ def parse(conninfo: str) -> ConnDict:
     return params
 
 
-def complete(conninfo: str, *, application_name: str, statement_timeout: float | None = None) -> str:
+def complete(
+    conninfo: str, *, application_name: str, statement_timeout: float | None = None, read_only: bool = False
+) -> str:
     """The string with our defaults in it. What it, or its environment, says itself has precedence."""
     params = parse(conninfo)
     params["fallback_application_name"] = application_name
@@ -46,6 +48,8 @@ def complete(conninfo: str, *, application_name: str, statement_timeout: float |
         theirs = get_param(params, "options") or ""
         # The server takes the last of several: theirs.
         params["options"] = f"-c statement_timeout={max(1, round(statement_timeout * 1000))} {theirs}".strip()
+    if read_only:
+        params["options"] = f"{get_param(params, 'options') or ''} -c default_transaction_read_only=on".strip()
     return make_conninfo("", **params)
 
 

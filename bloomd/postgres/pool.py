@@ -51,19 +51,24 @@ class Pool:
         acquire_timeout: float = 5.0,
         statement_timeout: float | None = None,
         application_name: str = "bloomd",
+        read_only: bool = False,
     ) -> None:
         """Nothing is connected yet.
 
         Args:
             acquire_timeout: seconds to wait for another task to return a connection.
             statement_timeout: seconds that the server lets one statement run.
+            read_only: the server lets no statement change anything.
 
         Raises:
             Misconfigured: the connection string cannot be read.
         """
         with translated():
             self._conninfo = strings.complete(
-                conninfo, application_name=application_name, statement_timeout=statement_timeout
+                conninfo,
+                application_name=application_name,
+                statement_timeout=statement_timeout,
+                read_only=read_only,
             )
         self._size = size
         self._connect_timeout = connect_timeout

@@ -58,4 +58,6 @@ def secrets(settings: Settings) -> list[str]:
     values = flatten(settings)
     texts = {value for key in SECRETS if key != "database.url" and isinstance(value := values[key], str)}
     texts |= set(passwords(settings.database.url))
+    if settings.minio.access_key is not None:
+        texts.add(settings.minio.access_key)  # shown to operators, as a user name is, and to nobody else
     return sorted(texts, key=lambda text: (-len(text), text))

@@ -1,13 +1,11 @@
-"""The documentation of the settings, made from the model.
+"""The documentation of the settings, made from the model: bloomd.yaml.example, and the keys of bloomd.yaml(5).
 
-`python -m bloomd.settings.document example` prints bloomd.yaml.example; `... man` prints the list of keys for the
-manual page bloomd.yaml(5).
+`make docs` writes both.
 """
 
 import inspect
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Iterator
 
@@ -45,14 +43,14 @@ def man() -> str:
     lines: list[str] = []
     for name in ("", *SECTIONS):
         if name:
-            lines += [f".Ss {name}", *_mdoc(_about(name))]
+            lines += [f".Ss {name}", *mdoc(_about(name))]
         lines.append(".Bl -tag -width Ds")
         for key in _keys(name):
             lines.append(f".It Cm {_short(key)}")
             for sentence in _sentences(key):
-                lines += _mdoc(sentence)
+                lines += mdoc(sentence)
             if key.default is not None:
-                lines += _mdoc(f"The default is {_value(key.default)}.")
+                lines += mdoc(f"The default is {_value(key.default)}.")
         lines.append(".El")
     return "\n".join(lines) + "\n"
 
@@ -99,16 +97,18 @@ def _comment(text: str, indent: str = "") -> Iterator[str]:
         )
 
 
-def _mdoc(text: str) -> Iterator[str]:
+def mdoc(text: str) -> Iterator[str]:
     """Text as lines of mdoc, each sentence on a line of its own, as its conventions have it."""
     for sentence in re.split(r"(?<=\.) (?=[A-Z`])", text):
-        roff = sentence.replace("\\", r"\e").replace("-", r"\-").replace('"', r"\(dq").replace("'", r"\(aq")
-        roff = re.sub(r"`([^`]*)`", r"\\(oq\1\\(cq", roff)
-        yield rf"\&{roff}" if roff.startswith(".") else roff
+        # A page(8) that is referred to stands in a line of its own, with the punctuation that follows it.
+        for number, piece in enumerate(re.split(r" ?([\w.-]+\(\d\)[.,;:]?) ?", sentence)):
+            if number % 2:
+                yield re.sub(r"(.*)\((\d)\)(.?)", r".Xr \1 \2 \3", piece).rstrip()
+            elif piece:
+                yield _roff(piece)
 
 
-if __name__ == "__main__":
-    pages = {"example": example, "man": man}
-    if len(sys.argv) != 2 or sys.argv[1] not in pages:
-        sys.exit(f"usage: python -m bloomd.settings.document {'|'.join(pages)}")
-    sys.stdout.write(pages[sys.argv[1]]())
+def _roff(text: str) -> str:
+    roff = text.replace("\\", r"\e").replace("-", r"\-").replace('"', r"\(dq").replace("'", r"\(aq")
+    roff = re.sub(r"`([^`]*)`", r"\\(oq\1\\(cq", roff)
+    return rf"\&{roff}" if roff.startswith(".") else roff

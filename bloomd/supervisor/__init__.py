@@ -49,6 +49,7 @@ from bloomd.supervisor.looplag import LoopLag
 from bloomd.supervisor.service import Change, Run, Service, ServiceStatus, State
 from bloomd.supervisor.supervisor import Supervisor, UnknownService
 from bloomd.supervisor.trouble import EssentialServiceFailed
+from bloomd.supervisor.wallclock import WallClock
 
 __all__ = [
     "Backoff",
@@ -61,4 +62,5 @@ __all__ = [
     "State",
     "Supervisor",
     "UnknownService",
+    "WallClock",
 ]

@@ -15,6 +15,7 @@ import trio
 from bloomd import __version__
 from bloomd.errors import Misconfigured
 from bloomd.logs import Logs, is_json
+from bloomd.notify import Notifier
 from bloomd.settings import Loaded, secrets
 from bloomd.settings.model import Worker as Settings
 from bloomd.worker import claude, contexts, guard, machine
@@ -31,6 +32,7 @@ def main(loaded: Loaded, environ: Mapping[str, str] = os.environ) -> None:
     Raises:
         Misconfigured: it cannot begin with these settings; the text says what to change.
     """
+    notifier = Notifier()
     settings = loaded.settings
     logs = Logs(json=is_json(settings.log.format, environ.get("NODE_ENV") == "production"), level=settings.log.level)
     logs.redact(secrets(settings))
@@ -46,7 +48,7 @@ def main(loaded: Loaded, environ: Mapping[str, str] = os.environ) -> None:
     try:
         server = Server(url, worker.name or platform.node(), worker.token)
         with guard.guarded(f"{guard.WORKER}={mark}"):
-            trio.run(_serve, server, root, worker, program_environ, machine.install_method(environ))
+            trio.run(_serve, notifier, server, root, worker, program_environ, machine.install_method(environ))
     finally:
         os.close(lock)
 
@@ -64,7 +66,12 @@ def _program(worker: Settings, environ: Mapping[str, str]) -> str:
 
 
 async def _serve(
-    server: Server, root: Path, settings: Settings, program_environ: Mapping[str, str], install_method: str
+    notifier: Notifier,
+    server: Server,
+    root: Path,
+    settings: Settings,
+    program_environ: Mapping[str, str],
+    install_method: str,
 ) -> None:
     said = {
         "agent_version": __version__,
@@ -79,7 +86,8 @@ async def _serve(
     with trio.open_signal_receiver(*ends) as signals:
         failure: Misconfigured | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey, signals, worker)
+            nursery.start_soon(_obey, signals, worker, notifier)
+            nursery.start_soon(_notify, worker, notifier)
             try:
                 await worker.run()
             except Misconfigured as error:
@@ -90,7 +98,13 @@ async def _serve(
     log.info("stopped")
 
 
-async def _obey(signals: AsyncIterator[int], worker: Worker) -> None:
+async def _notify(worker: Worker, notifier: Notifier) -> None:
+    await worker.settled.wait()
+    notifier.ready(worker.summary)
+    await notifier.keep_telling(lambda: worker.summary)
+
+
+async def _obey(signals: AsyncIterator[int], worker: Worker, notifier: Notifier) -> None:
     draining = False
     async for number in signals:
         if draining:
@@ -98,5 +112,6 @@ async def _obey(signals: AsyncIterator[int], worker: Worker) -> None:
             worker.hurry()
         else:
             log.info("stopping", signal=signal.Signals(number).name)
+            notifier.stopping()
             worker.drain()
         draining = True

@@ -99,14 +99,22 @@ class Worker:
         """In a row, without a task that succeeded."""
         self._starting = trio.CancelScope()
         self._claiming = trio.CancelScope()
+        self.settled = trio.Event()
+        """Set once it is registered, or has said why it cannot be yet."""
+        self._contact = "registering"
         self._known = False
         """Whether the server may know this worker."""
         self._draining = False
         self._hurrying = False
 
     def __repr__(self) -> str:
-        state = "draining" if self._draining else "paused" if self.paused else "claiming"
-        return f"<Worker {state}, {len(self._attempts)} of {self._settings.max_concurrency} at work>"
+        return f"<Worker {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """What it does, in one line."""
+        state = "draining" if self._draining else "paused" if self.paused else self._contact
+        return f"{state}, {len(self._attempts)} of {self._settings.max_concurrency} at work"
 
     @property
     def paused(self) -> bool:
@@ -142,6 +150,7 @@ class Worker:
                 log.warning("ended what a killed worker had left running", lease=note.lease_id)
         with self._starting:
             await self._keep_trying(self._register_first)
+            self.settled.set()
             for note in left:
                 await self._keep_trying(partial(self._give_back, note.lease_id))
                 self._journal.strike(note.lease_id)
@@ -263,9 +272,12 @@ class Worker:
                 answer = await call()
             except (Unavailable, Refused) as error:
                 failures += 1
+                self._contact = "waiting for the server"
                 if failures == 1:
                     log.warning("the server cannot be asked; it is tried again", error=one_line(error))
+                    self.settled.set()
             else:
+                self._contact = "claiming"
                 if failures:
                     log.info("the server is back", failures=failures)
                 return answer

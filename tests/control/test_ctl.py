@@ -215,7 +215,7 @@ async def test_without_anything_said_the_default_socket_is_asked() -> None:
     "arguments",
     [
         [], ["stat"], ["restart"], ["status", "extra"], ["log-level", "loud"], ["-o", "yaml", "status"], ["key"],
-        ["key", "add"], ["key", "list", "ci"], ["drain", "--wait"], ["pause", "18:00"],
+        ["key", "add"], ["key", "list", "ci"], ["drain", "--wait"], ["pause", "18:00"], ["pause", "--wait", "0"],
     ],
 )  # fmt: skip
 async def test_wrong_usage(arguments: list[str]) -> None:
@@ -292,6 +292,40 @@ async def test_ctrl_c_ends_only_the_waiting(canned: Canned, nursery: trio.Nurser
         assert await process.stderr.receive_some() == b"\ngpu-1 goes on draining\n"
 
 
+def leased(number: int, *, paused: bool = True) -> dict[str, Any]:
+    pause = {"until": None, "reason": "upgrade"} if paused else None
+    return GOOD | {"queue": GOOD["queue"] | {"active_leases": number, "pause": pause}}
+
+
+async def test_waiting_with_a_paused_queue_ends_when_no_task_is_leased(canned: Canned) -> None:
+    canned.answers["status"] = [leased(2), leased(2), BAD, leased(1), leased(0)]
+    done = await canned.ctl("pause", "--wait", "--reason", "upgrade")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        ["the queue is paused until somebody resumes it: quota", "2 leases left", "1 lease left", "no task is leased"],
+    )
+    assert done.stderr == "bloomd-ctl: PostgreSQL is away; waiting for its return\n"
+    assert canned.asked[0] == ("queue.pause", "upgrade")
+
+    done = await canned.ctl("-o", "json", "pause", "--wait")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"paused": True, "active_leases": 0})
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (leased(1), "1 lease left after 1 s; the queue stays paused"),
+        (leased(2, paused=False), "the queue was resumed meanwhile"),
+        (BAD, "how many leases are left is not known; the queue stays paused"),
+    ],
+    ids=["time", "resumed", "unknown"],
+)
+async def test_waiting_with_a_paused_queue_ends_without_success(canned: Canned, status: Any, words: str) -> None:
+    canned.answers["status"] = status
+    done = await canned.ctl("pause", "--wait", "1")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"bloomd-ctl: {words}")
+
+
 async def test_help_has_an_example_for_every_command() -> None:
     done = await ctl("--help")
     assert done.returncode == 0
@@ -307,6 +341,8 @@ async def test_help_has_an_example_for_every_command() -> None:
         "probe",
         "sync",
         "log-level",
+        "log",
+        "bugreport",
         "pause",
         "resume",
         "cordon",

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from init_system import init_system
+
 CRASHING = """
 from bloomd import cli
 from bloomd.http.server import HttpServer
@@ -15,12 +17,14 @@ cli.main()
 """
 
 
-def test_the_exit_code_is_75_and_the_reason_one_sentence(bloomd):
+def test_the_exit_code_is_75_and_the_reason_one_sentence(bloomd, tmp_path):
     daemon = bloomd()
-    done = subprocess.run(
-        [sys.executable, "-c", CRASHING, "run", "-c", daemon.file],
-        capture_output=True, text=True, timeout=60, check=False, env=daemon.environ,
-    )  # fmt: skip
+    with init_system(str(tmp_path / "notify")) as init:
+        done = subprocess.run(
+            [sys.executable, "-c", CRASHING, "run", "-c", daemon.file],
+            capture_output=True, text=True, timeout=60, check=False, env=daemon.environ | init.environ,
+        )  # fmt: skip
+        assert init.has_heard_nothing()  # it never served
     assert done.returncode == 75, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("bloomd: essential service http has failed: RuntimeError: a bug in the HTTP service")

@@ -147,6 +147,20 @@ def test_draining_waits_until_the_last_lease_has_ended(daemon: Bloomd) -> None:
         assert waiting.wait(10) == 0
 
 
+def test_pausing_waits_until_no_task_is_leased(daemon: Bloomd) -> None:
+    register(daemon)
+    tasks = [create(daemon) for _ in range(2)]
+    assert lease(daemon, tasks[0]) == 201
+    with running(daemon, "pause", "--reason", "upgrade", "--wait", "60") as waiting:
+        assert line(waiting.stdout) == "the queue is paused until somebody resumes it: upgrade\n"
+        assert line(waiting.stdout) == "1 lease left\n"
+        assert lease(daemon, tasks[1]) != 201
+        complete(daemon, tasks[0])
+        assert line(waiting.stdout) == "no task is leased\n"
+        assert waiting.wait(10) == 0
+    assert "paused" in daemon.ctl("status").stdout
+
+
 def test_a_key_is_made_listed_and_removed(daemon: Bloomd) -> None:
     made = daemon.ctl("key", "add", "ci")
     secret = made.stdout.strip()

@@ -15,7 +15,7 @@ MODULES = sorted((ROOT / "bloomd").rglob("*.py"))
 LAYERS = (
     {"cli"},
     {"serving"},
-    {"daemon"},
+    {"daemon", "doctor"},
     {"reload", "companion"},
     {"http", "control"},
     {"status"},
@@ -24,25 +24,29 @@ LAYERS = (
     {"membridge", "probes", "worker"},
     {"objects"},  # the probe of MinIO asks through it
     {"runtime"},
-    {"postgres", "supervisor", "settings", "exchange", "unixsocket", "logs"},
-    {"errors"},
+    {"postgres", "supervisor", "settings", "exchange", "unixsocket", "notify", "logs"},
+    {"errors", "redaction"},
 )
 LEVELS = {part: level for level, row in enumerate(LAYERS) for part in row}
 
 # What bloomd-ctl is made of: the standard library and these, which import nothing else of ours.
 CLIENT = {
     "bloomd.ctl",
+    "bloomd.redaction",
+    "bloomd.control.bugreport",
     "bloomd.control.client",
     "bloomd.control.codes",
     "bloomd.control.commands",
     "bloomd.control.following",
     "bloomd.control.layout",
+    "bloomd.control.machine",
     "bloomd.control.render",
     "bloomd.control.render_work",
     "bloomd.control.tasking",
     "bloomd.control.terminal",
     "bloomd.control.until",
     "bloomd.control.answers",
+    "bloomd.control.answers_report",
 }
 
 # These stand outside the rows: the version, and the words that both ends of the control socket use.

@@ -1,6 +1,7 @@
 """The manual pages: well-formed, and saying what the programs say."""
 
 import re
+import shlex
 import subprocess
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -11,13 +12,12 @@ from tools import require
 
 from bloomd import cli, ctl
 from bloomd.control import tasking
-from bloomd.settings.document import man
 from bloomd.settings.environment import VARIABLES
 
-MAN = Path(__file__).parents[2] / "man"
+ROOT = Path(__file__).parents[2]
+MAN = ROOT / "man"
 PAGES = sorted(MAN.iterdir())
 SECTIONS = ("NAME", "DESCRIPTION", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "SECURITY")
-BEGIN, END = re.compile(r'^\.\\" Keys: begin.*\n', re.MULTILINE), '.\\" Keys: end.\n'
 
 
 def plain(page: str) -> str:
@@ -69,7 +69,7 @@ def test_it_has_every_command_and_option(page: str, commands: dict[str, Argument
 
 
 def test_bloomd_8_leads_to_the_page_of_the_worker() -> None:
-    [item] = re.findall(r"^\.It Cm worker\n((?:(?!\.It).*\n)+)", plain("bloomd.8"), re.MULTILINE)
+    [item] = re.findall(r"^\.It Cm worker .*\n((?:(?!\.It).*\n)+)", plain("bloomd.8"), re.MULTILINE)
     assert ".Xr bloomd-worker 8" in item
 
 
@@ -77,6 +77,37 @@ def test_bloomd_8_leads_to_the_page_of_the_worker() -> None:
 def test_it_has_no_option_that_the_program_lacks(page: str, commands: dict[str, ArgumentParser]) -> None:
     known = {option for of in commands.values() for action in of._actions for option in action.option_strings}
     assert {f"-{option}" for option in re.findall(r"\bFl ([\w-]+)", plain(page))} <= known
+
+
+def commands_of(page: str) -> Iterator[list[str]]:
+    """The calls of our programs in what is shown to be typed."""
+    text = plain(page).replace(" \\e\n>    ", "")
+    for shown in re.findall(r"^(?:\.Dl )?[\w-]*[#$] (.*)", text, re.MULTILINE):
+        for call in re.findall(r"(?:^|\$\(|[|&] )(bloomd(?:-ctl)? [^|&<>)]*)", shown):
+            yield shlex.split(call)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_it_shows_to_be_typed_is_understood(page: Path) -> None:
+    calls = list(commands_of(page.name))
+    assert calls or page.suffix == ".5"
+    for program, *arguments in calls:
+        parser = ctl._parser() if program == "bloomd-ctl" else cli._parser()
+        parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize("service", ["bloomd", "bloomd-worker"])
+def test_the_services_have_the_commands_that_are_shown(service: str) -> None:
+    script = (ROOT / "openrc" / service).read_text()
+    usual = {"start", "stop", "restart", "status"}
+    own = set(" ".join(re.findall(r'^extra_(?:started_)?commands="([^"$]*)', script, re.MULTILINE)).split())
+    shown = {
+        command
+        for page in PAGES
+        for command in re.findall(rf"^(?:\.Dl )?[\w-]*# rc-service {service} (\w+)", plain(page.name), re.MULTILINE)
+    }
+    assert shown <= usual | own
+    assert shown & own
 
 
 BLOOMD_CODES = {cli.OK, cli.PENDING, cli.USAGE, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
@@ -97,12 +128,6 @@ def test_bloomd_exits_as_documented_when_called_wrongly() -> None:
     with pytest.raises(SystemExit) as wrong:
         cli.main(["--nonsense"])
     assert f".It {wrong.value.code}\nWrong usage." in plain("bloomd.8")
-
-
-def test_the_keys_are_those_of_the_model() -> None:
-    """`make docs` makes them so."""
-    text = (MAN / "bloomd.yaml.5").read_text()
-    assert BEGIN.split(text)[1].partition(END)[0] == man()
 
 
 def test_the_variables_of_the_environment_are_listed() -> None:

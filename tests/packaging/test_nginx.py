@@ -1,22 +1,31 @@
-"""nginx/bloomd.conf in a real nginx, in front of a server that keeps what it is sent."""
+"""nginx/bloomd.conf and what it includes in a real nginx, in front of a server that keeps what it is sent."""
 
+import gzip
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from nginx_process import CONFIGURATION, Nginx
+import trustme
+from nginx_process import FILES, Nginx
 from servers import eventually
-from upstream import Upstream, ask
+from upstream import Reply, Upstream, ask
 
 from bloomd.http.server import KEEP_ALIVE_SECONDS
 from bloomd.membridge.errands import STEP_SECONDS, UPDATE_SECONDS
 from bloomd.membridge.projects import CLONE_SECONDS, SYNC_SECONDS
 from bloomd.runtime.claims import GRACE_SECONDS
 from bloomd.settings.model import Http
+
+UPSTREAM = (FILES / "bloomd-upstream.conf").read_text()
+LOCATIONS = (FILES / "bloomd-locations.conf").read_text()
+
+SIGN_IN = "/api/runtime/session"
 
 
 @dataclass
@@ -46,9 +55,9 @@ def test_nginx_finds_nothing_wrong(front: Front) -> None:
 
 
 def test_the_numbers_are_those_of_bloomd() -> None:
-    [keepalive] = re.findall(r"^ *keepalive_timeout (\d+)s;", CONFIGURATION, re.MULTILINE)
+    [keepalive] = re.findall(r"^ *keepalive_timeout (\d+)s;", UPSTREAM, re.MULTILINE)
     assert int(keepalive) < KEEP_ALIVE_SECONDS
-    sizes = re.findall(r"^ *client_max_body_size (\d+)m;", CONFIGURATION, re.MULTILINE)
+    sizes = re.findall(r"^ *client_max_body_size (\d+)m;", LOCATIONS, re.MULTILINE)
     assert [int(size) << 20 for size in sizes] == [Http().max_body_bytes, Http().max_artifact_bytes]
 
 
@@ -73,10 +82,8 @@ def test_nginx_waits_longer_than_bloomd_takes(path: str, seconds: float) -> None
 
 def read_timeout_of(path: str) -> float:
     """By the location of a regular expression that matches, else by the server."""
-    locations = re.findall(r"^    location ~ (\S+) \{(.*?)^    \}", CONFIGURATION, re.MULTILINE | re.DOTALL)
-    [body] = [body for pattern, body in locations if re.search(pattern, path)] or [
-        CONFIGURATION.partition("location")[0]
-    ]
+    locations = re.findall(r"^location ~ (\S+) \{(.*?)^\}", LOCATIONS, re.MULTILINE | re.DOTALL)
+    [body] = [body for pattern, body in locations if re.search(pattern, path)] or [LOCATIONS.partition("\nlocation")[0]]
     [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", body)
     return float(seconds)
 
@@ -194,5 +201,187 @@ def test_without_bloomd_clients_get_a_503_that_they_can_read(front: Front) -> No
         answer = ask(front.port, "/api/runtime/stats")
     finally:
         aside.rename(front.socket)
-    assert answer.status == 503
+    assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+    assert answer.headers.get_all("x-content-type-options") == ["nosniff"]
     assert json.loads(answer.body)["error"] == "bloomd does not answer"
+
+
+def test_an_event_goes_out_at_once(front: Front) -> None:
+    """The rest of the stream comes only when the first event has arrived."""
+    path, event = "/api/runtime/events?types=task", b"data: {}\n\n"
+    held = threading.Event()
+    front.upstream.replies[path] = Reply(event, {"content-type": "text/event-stream"}, held=held)
+    client = HTTPConnection("127.0.0.1", front.port, timeout=10)
+    try:
+        client.request("GET", path, headers={"Accept-Encoding": "gzip"})
+        response = client.getresponse()
+        assert response.read(len(event)) == event
+        held.set()
+        assert response.read() == event
+        assert response.headers["content-encoding"] is None
+    finally:
+        held.set()
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "compressed"),
+    [
+        ("/", "text/html; charset=utf-8", True),
+        ("/web/0123456789ab/page.js", "text/javascript; charset=utf-8", True),
+        ("/web/0123456789ab/page.css", "text/css; charset=utf-8", True),
+        ("/web/0123456789ab/icon.svg", "image/svg+xml", True),
+        ("/api/runtime/llm-tasks", "application/json", False),
+        ("/api/runtime/agent-install-script", "text/html", False),  # whatever its type, it holds a code
+    ],
+)
+def test_only_the_page_itself_is_compressed(front: Front, path: str, kind: str, *, compressed: bool) -> None:
+    content = b"the same again and again " * 200
+    front.upstream.replies[path] = Reply(content, {"content-type": kind})
+    answer = ask(front.port, path, headers={"Accept-Encoding": "gzip"})
+    assert answer.headers["content-encoding"] == ("gzip" if compressed else None)
+    assert (gzip.decompress(answer.body) if compressed else answer.body) == content
+    plain = ask(front.port, path)
+    assert (plain.body, plain.headers["vary"]) == (content, "Accept-Encoding" if compressed else None)
+
+
+def test_a_file_of_the_page_is_asked_for_once(front: Front) -> None:
+    path = "/web/0123456789ab/once.js"
+    told = {"content-type": "text/javascript", "cache-control": "public, max-age=31536000, immutable"}
+    front.upstream.replies[path] = Reply(b"1", {**told, "x-request-id": "of-the-first"})
+    front.upstream.replies["/"] = Reply(b"<p>", {"content-type": "text/html", "cache-control": "no-cache"})
+    before = len(front.upstream.seen)
+    for answer in [ask(front.port, each) for each in (path, path, f"{path}?{'x' * 9}", "/", "/")]:
+        assert answer.status == 200
+        assert answer.headers["x-request-id"] is None
+    assert [request.path for request in front.upstream.seen[before:]] == [path, "/", "/"]
+    assert ask(front.port, path).headers["cache-control"] == told["cache-control"]
+
+
+def test_a_file_that_is_not_there_is_asked_for_again(front: Front) -> None:
+    """A node of the other version may have been asked."""
+    path = "/web/ba9876543210/new.js"
+    front.upstream.replies[path] = Reply(status=404)
+    assert ask(front.port, path).status == 404
+    del front.upstream.replies[path]
+    assert ask(front.port, path).status == 200
+
+
+def test_attempts_to_sign_in_are_limited_for_each_address(front: Front) -> None:
+    before = len(front.upstream.seen)
+    answers = [ask(front.port, SIGN_IN, method="POST", body=b"{}", source="127.0.0.5") for _ in range(20)]
+    statuses = [answer.status for answer in answers]
+    assert set(statuses[:11]) == {200}
+    assert statuses[-1] == 429
+    assert len(front.upstream.seen) - before == statuses.count(200)
+    refused = answers[-1]
+    assert (refused.headers.get_content_type(), refused.headers["retry-after"]) == ("application/problem+json", "6")
+    assert refused.headers.get_all("x-content-type-options") == ["nosniff"]
+    assert json.loads(refused.body)["type"] == "urn:problem-type:bloomd:too-many-requests"
+    assert ask(front.port, SIGN_IN, source="127.0.0.5").status == 200  # the page asks who is signed in
+    assert ask(front.port, SIGN_IN, method="POST", body=b"{}", source="127.0.0.6").status == 200
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[tuple[Upstream, Upstream, int]]:
+    """Two nodes, and the port of an nginx in front of both."""
+    sockets = tmp_path / "a.sock", tmp_path / "b.sock"
+    with Upstream(sockets[0]) as one, Upstream(sockets[1]) as other, Nginx(tmp_path, *sockets) as nginx:
+        yield one, other, nginx.port
+
+
+@pytest.mark.parametrize("failure", [None, Reply(status=503)], ids=["silent", "starting"])
+def test_what_can_be_asked_twice_is_asked_of_the_other_node(
+    nodes: tuple[Upstream, Upstream, int], failure: Reply | None
+) -> None:
+    one, other, port = nodes
+    one.replies["/api/runtime/stats"] = failure
+    assert [ask(port, "/api/runtime/stats").status for _ in range(4)] == [200] * 4
+    assert one.seen
+    assert len(other.seen) == 4
+
+
+def test_a_503_is_not_held_against_a_node(nodes: tuple[Upstream, Upstream, int]) -> None:
+    """It comes through as it is when both say so, and other requests go on."""
+    one, other, port = nodes
+    path = "/api/runtime/membridge/projects"
+    one.replies[path] = other.replies[path] = Reply(b'{"error": "not configured"}', status=503)
+    for _ in range(4):
+        refused = ask(port, path)
+        assert (refused.status, refused.body) == (503, b'{"error": "not configured"}')
+        assert ask(port, "/api/runtime/stats").status == 200
+
+
+@pytest.mark.parametrize("failure", [None, Reply(headers={"retry-after": "2"}, status=503)], ids=["silent", "starting"])
+def test_a_post_that_was_sent_is_never_sent_again(nodes: tuple[Upstream, Upstream, int], failure: Reply | None) -> None:
+    """It may have been done."""
+    one, other, port = nodes
+    one.replies["/api/runtime/llm-tasks"] = other.replies["/api/runtime/llm-tasks"] = failure
+    answer = ask(port, "/api/runtime/llm-tasks", method="POST", body=b"{}")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+    assert len(one.seen) + len(other.seen) == 1
+
+
+def test_a_post_that_reached_nobody_goes_to_the_other_node(nodes: tuple[Upstream, Upstream, int]) -> None:
+    one, other, port = nodes
+    Path(str(one.server_address)).unlink()
+    posted = [ask(port, "/api/runtime/llm-tasks", method="POST", body=b"{}").status for _ in range(4)]
+    assert posted == [200] * 4
+    assert len(other.seen) == 4
+
+
+def test_a_page_gets_its_files_from_the_node_of_its_version(nodes: tuple[Upstream, Upstream, int]) -> None:
+    one, other, port = nodes
+    one.replies |= {f"/web/0123456789ab/{number}.js": Reply(status=404) for number in range(4)}
+    assert [ask(port, f"/web/0123456789ab/{number}.js").status for number in range(4)] == [200] * 4
+    assert one.seen
+    assert len(other.seen) == 4
+
+
+# Of the main files of Alpine and of Debian what meets ours.
+MAINS = {
+    "http.d": """
+        server_tokens off;
+        client_max_body_size 1m;
+        ssl_protocols TLSv1.1 TLSv1.2 TLSv1.3;
+        ssl_prefer_server_ciphers on;
+        ssl_session_cache shared:SSL:2m;
+        gzip_vary on;
+        map $http_upgrade $connection_upgrade { default upgrade; '' close; }
+        log_format main '$remote_addr';
+    """,
+    "conf.d": """
+        types_hash_max_size 2048;
+        include /etc/nginx/mime.types;
+        default_type application/octet-stream;
+        ssl_protocols TLSv1 TLSv1.1 TLSv1.2 TLSv1.3;
+        ssl_prefer_server_ciphers on;
+        access_log off;
+        gzip on;
+    """,
+}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("folder", MAINS)
+def test_nginx_takes_the_files_where_they_are_installed(tmp_path: Path, folder: str, *, tls: bool) -> None:
+    nginx = Nginx(tmp_path, tmp_path / "a.sock", leaf=trustme.CA().issue_cert("localhost") if tls else None)
+    (tmp_path / folder).mkdir()
+    (tmp_path / "bloomd.conf").rename(tmp_path / folder / "bloomd.conf")
+    main = (tmp_path / "nginx.conf").read_text()
+    ours = "    access_log off;\n", "    include bloomd.conf;\n"
+    for line, new in zip(ours, (MAINS[folder], f"include {folder}/*.conf;\n"), strict=True):
+        assert line in main
+        main = main.replace(line, new)
+    (tmp_path / "nginx.conf").write_text(main)
+    done = subprocess.run([*nginx.command, "-t"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # Since nginx 1.25.1 there is one, about `listen ... http2`.
+    assert [line for line in done.stderr.splitlines() if "warn" in line and "http2" not in line] == []
+
+
+def test_certbot_shows_that_it_has_the_name_before_there_is_a_certificate(front: Front) -> None:
+    challenge = front.socket.parent / "webroot/.well-known/acme-challenge/token"
+    challenge.parent.mkdir(parents=True)
+    challenge.write_text("token.thumbprint")
+    assert ask(front.port, "/.well-known/acme-challenge/token").body == b"token.thumbprint"

@@ -1,4 +1,4 @@
-"""openrc/bloomd and its conf.d file, read by the shells that will run them."""
+"""openrc/: the scripts and their conf.d files, read by the shells that will run them. test_openrc_root.py runs them."""
 
 import re
 import subprocess
@@ -9,12 +9,14 @@ from bloomd_process import BIN
 from tools import require
 
 from bloomd import cli, ctl
-from bloomd.settings.model import Control, Http
+from bloomd.settings.model import Control, Http, Worker
 from bloomd.supervisor.trouble import CRASH_BUDGET, CRASH_WINDOW
 
 ROOT = Path(__file__).parents[2]
-SCRIPT, CONFD = ROOT / "openrc" / "bloomd", ROOT / "openrc" / "bloomd.confd"
-TEXT = SCRIPT.read_text()
+SCRIPT = ROOT / "openrc" / "bloomd"
+TEXTS = {name: (ROOT / "openrc" / name).read_text() for name in ("bloomd", "bloomd-worker")}
+TEXT = TEXTS["bloomd"]
+INSTALL = ROOT / "bloomd" / "http" / "install" / "install.sh"
 
 # Debian's and Alpine's /bin/sh, by the programs that they are.
 SHELLS = (["sh"], ["dash"], ["busybox", "sh"])
@@ -30,83 +32,121 @@ def assigned(name: str, text: str = TEXT) -> str:
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
-@pytest.mark.parametrize("file", [SCRIPT, CONFD], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "openrc").iterdir()), ids=lambda file: file.name)
 def test_shells_can_read_it(shell: list[str], file: Path) -> None:
     done = run([require(shell[0]), *shell[1:], "-n", file])
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_shellcheck_finds_nothing() -> None:
-    done = run([require("shellcheck"), "-s", "sh", SCRIPT])
+@pytest.mark.parametrize("name", ["openrc/bloomd", "openrc/bloomd-worker", ".ci/run", ".ci/openrc-root"])
+def test_shellcheck_finds_nothing(name: str) -> None:
+    dialect = ["-s", "sh"] if name.startswith("openrc") else []
+    done = run([require("shellcheck"), *dialect, ROOT / name])
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_shellcheck_finds_nothing_in_the_ci_script() -> None:
-    done = run([require("shellcheck"), ROOT / ".ci" / "run"])
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def test_it_can_be_executed() -> None:
-    assert SCRIPT.stat().st_mode & 0o111
-    assert TEXT.startswith("#!/sbin/openrc-run\n")
+@pytest.mark.parametrize("name", TEXTS)
+def test_it_can_be_executed(name: str) -> None:
+    assert (ROOT / "openrc" / name).stat().st_mode & 0o111
+    assert TEXTS[name].startswith("#!/sbin/openrc-run\n")
 
 
 def test_the_daemon_takes_the_arguments_it_is_started_with() -> None:
-    arguments = assigned("command_args").replace("$BLOOMD_CONFIG", "/x.yaml").split()
-    options = cli._parser().parse_args(arguments)
-    assert (options.command, options.config) == (cli._run, Path("/x.yaml"))
+    arguments = assigned("command_args").replace("$BLOOMD_CONFIG", "/x.yaml").replace("$BLOOMD_ENV_FILE", "/x.env")
+    options = cli._parser().parse_args(arguments.split())
+    assert (options.command, options.config, options.env_file) == (cli._run, Path("/x.yaml"), Path("/x.env"))
+
+
+def test_the_worker_takes_the_arguments_it_is_started_with() -> None:
+    arguments = assigned("command_args", TEXTS["bloomd-worker"]).replace("$BLOOMD_WORKER_CONFIG", "/x.yaml")
+    options = cli._parser().parse_args(arguments.split())
+    assert (options.command, options.config) == (cli._worker, Path("/x.yaml"))
 
 
 def test_every_other_call_of_ours_is_one_that_exists() -> None:
-    checks = re.findall(r"'\$command' (check --config) ", TEXT)
-    assert [cli._parser().parse_args([*check.split(), "f"]).command for check in checks] == [cli._check]
-    calls = re.findall(r'/bloomd-ctl" -s "\$BLOOMD_SOCKET" (\w+)', TEXT)
-    assert [ctl._parser().parse_args(["-s", "/x", call]).method for call in calls] == ["reload", "ping"]
+    commands = re.findall(r"\bas_bloomd (\w+)", TEXT)
+    parsed = [cli._parser().parse_args([command, "--config", "f", "--env-file", "e"]).command for command in commands]
+    assert set(parsed) == {cli._check, cli._migrate}
+    assert "$1 --config '$BLOOMD_CONFIG' --env-file '$BLOOMD_ENV_FILE'" in TEXT
+    assert " check --config '$BLOOMD_WORKER_CONFIG'" in TEXTS["bloomd-worker"]
+    calls = re.findall(r"\btell (\w+)", TEXT)
+    assert {ctl._parser().parse_args([call]).method for call in calls} == {"reload", "ping", "queue.pause"}
 
 
-def test_its_commands_are_functions_with_a_description() -> None:
-    commands = f"{assigned('extra_commands')} {assigned('extra_started_commands')}".split()
-    for command in [*(each for each in commands if not each.startswith("$")), "healthcheck"]:
-        assert re.search(rf"^{command}\(\) {{$", TEXT, re.MULTILINE)
-        assert assigned(f"description_{command}")
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_its_commands_are_functions_with_a_description(text: str) -> None:
+    commands = f"{assigned('extra_commands', text)} {assigned('extra_started_commands', text)}".split()
+    for command in [each for each in commands if not each.startswith("$")]:
+        assert re.search(rf"^{command}\(\) {{$", text, re.MULTILINE)
+        assert assigned(f"description_{command}", text)
 
 
-def test_it_keeps_the_commands_of_supervise_daemon() -> None:
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_it_keeps_the_commands_of_supervise_daemon(text: str) -> None:
     """Without them its health check is an unknown command, and a healthy daemon is restarted for ever."""
-    assert "$extra_commands" in assigned("extra_commands").split()
+    assert "$extra_commands" in assigned("extra_commands", text).split()
 
 
-def test_the_defaults_are_those_of_the_daemon_and_of_the_configuration_file() -> None:
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_defaults_are_those_of_the_configuration_file(name: str) -> None:
+    defaults = dict(re.findall(r'^: "\$\{(\w+):=(.*)\}"$', TEXTS[name], re.MULTILINE))
+    defaults |= dict(re.findall(r'^(\w+)="\$\{\1:-(.*)\}"$', TEXTS[name], re.MULTILINE))
+    confd = (ROOT / "openrc" / f"{name}.confd").read_text()
+    shown = dict(re.findall(r'^#(\w+)="(.*)"$', confd, re.MULTILINE))
+    assert {name: shown[name] for name in defaults} == defaults
+
+
+def test_the_defaults_are_those_of_the_daemon() -> None:
     defaults = dict(re.findall(r'^: "\$\{(\w+):=(.*)\}"$', TEXT, re.MULTILINE))
     assert defaults["BLOOMD_CONFIG"] == str(cli.DEFAULT_FILE)
     assert defaults["BLOOMD_SOCKET"] == Control().socket == ctl.DEFAULT_SOCKET
-    shown = dict(re.findall(r'^#(\w+)="(.*)"$', CONFD.read_text(), re.MULTILINE))
-    assert {name: shown[name] for name in defaults} == defaults
-    assert f'retry="${{retry:-{shown["retry"]}}}"' in TEXT
+    assert assigned("directory", TEXTS["bloomd-worker"]) == Worker().root
 
 
-def test_it_gives_up_when_the_supervisor_of_the_daemon_would() -> None:
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_it_gives_up_when_the_supervisor_of_the_daemon_would(text: str) -> None:
     """One rule for both, so that an operator has to know one."""
-    limits = {name: int(value) for name, value in re.findall(r"^respawn_(max|period)=(\d+)$", TEXT, re.MULTILINE)}
+    limits = {name: int(value) for name, value in re.findall(r"^respawn_(max|period)=(\d+)$", text, re.MULTILINE)}
     assert limits == {"max": CRASH_BUDGET, "period": CRASH_WINDOW}
 
 
-def test_a_stop_waits_longer_than_the_daemon_drains() -> None:
-    [seconds] = re.findall(r"retry:-TERM/(\d+)/KILL/", TEXT)
-    assert int(seconds) > Http().drain_seconds
+@pytest.mark.parametrize(
+    ("name", "drains"), [("bloomd", Http().drain_seconds), ("bloomd-worker", Worker().grace_seconds)]
+)
+def test_a_stop_waits_longer_than_what_is_under_way_may_take(name: str, drains: float) -> None:
+    [seconds] = re.findall(r"retry:-TERM/(\d+)/KILL/", TEXTS[name])
+    assert int(seconds) > drains
+
+
+def test_the_install_script_writes_the_same_script() -> None:
+    """The machine of a worker that was installed by it has another place for the program, and no other difference."""
+    [written] = re.findall(
+        r"init\.d/bloomd-worker\" <<SERVICE\n(.*?)^SERVICE$", INSTALL.read_text(), re.DOTALL | re.MULTILINE
+    )
+    written = re.sub(
+        r"(?<!\\)\$(VENV/bin|CONFIG|SERVICE_PATH|STATE)\b",
+        lambda match: {
+            "VENV/bin": "/usr/bin",
+            "CONFIG": "/etc/bloomd-worker/worker.yaml",
+            "SERVICE_PATH": assigned("claude_path", TEXTS["bloomd-worker"]),
+            "STATE": assigned("directory", TEXTS["bloomd-worker"]),
+        }[match[1]],
+        written,
+    )
+    written = re.sub(r"\\([\\$`])", r"\1", written)
+    ours = TEXTS["bloomd-worker"]
+    assert written[written.index("# shellcheck") :] == ours[ours.index("# shellcheck") :]
 
 
 def test_nginx_finds_the_socket_in_the_directory_made_for_it() -> None:
-    [path] = re.findall(r"^ +server unix:(.*);$", (ROOT / "nginx" / "bloomd.conf").read_text(), re.MULTILINE)
+    [path] = re.findall(r"^ +server unix:(.*);$", (ROOT / "nginx" / "bloomd-upstream.conf").read_text(), re.MULTILINE)
     assert re.search(rf"checkpath --directory --owner bloomd:bloomd-web --mode 0750 {Path(path).parent} ", TEXT)
 
 
 # What openrc-run gives a script, as far as `checkconfig` asks for it; everybody is the user bloomd here.
 OPENRC = """\
-ebegin() { :; }
-eend() { [ "$1" -eq 0 ] || echo "$2" >&2; return "$1"; }
+einfo() { echo "$*"; }
 eerror() { echo "$*" >&2; }
-ewarn() { echo "$*" >&2; }
 su() { sh -c "$4"; }
 """
 
@@ -129,3 +169,27 @@ def test_before_a_start_it_says_what_is_wrong(
     done = run(["sh", "-c", f"{OPENRC} {variables}; . {SCRIPT}; checkconfig"])
     assert done.returncode == code, done.stderr
     assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "env_file", "code", "told"),
+    [
+        ("http: {}\n", "PORT=x\n", 1, "bloom.env:1: PORT: "),
+        ("env_file: null\n", "PORT=x\n", 0, ""),
+        ("http: {}\n", "PORT=5055\n", 0, "bloom.env counts, too, and is stronger"),
+        ("http: {}\n", None, 0, ""),
+    ],
+    ids=["read", "left-out", "told", "none"],
+)
+def test_the_environment_file_of_the_node_runtime_counts_when_it_is_there(
+    tmp_path: Path, content: str, env_file: str | None, code: int, told: str
+) -> None:
+    (tmp_path / "bloomd.yaml").write_text(content)
+    if env_file is not None:
+        (tmp_path / "bloom.env").write_text(env_file)
+    variables = f"RC_SVCNAME=bloomd BLOOMD_BIN={BIN} BLOOMD_CONFIG={tmp_path}/bloomd.yaml"
+    variables += f" BLOOMD_ENV_FILE={tmp_path}/bloom.env"
+    done = run(["sh", "-c", f"{OPENRC} {variables}; . {SCRIPT}; checkconfig"])
+    said = done.stdout + done.stderr
+    assert (done.returncode, told in said) == (code, True), said
+    assert ("counts, too" in said) is ("counts" in told)

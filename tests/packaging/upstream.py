@@ -3,7 +3,7 @@
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
@@ -24,13 +24,25 @@ class Seen:
     body: bytes
 
 
+@dataclass
+class Reply:
+    """What is answered; with `held`, the rest of an event stream comes only when that is set."""
+
+    content: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
+    status: int = 200
+    held: threading.Event | None = None
+
+
 class Upstream(ThreadingMixIn, UnixStreamServer):
-    """Answers every request with 200 and keeps what it saw."""
+    """Answers every request with 200, or as `replies` says for its path, and keeps what it saw."""
 
     daemon_threads = True
 
     def __init__(self, path: Path) -> None:
         self.seen: list[Seen] = []
+        self.replies: dict[str, Reply | None] = {}
+        """None for a path whose requests are read, and then the connection closed."""
         self.connections = 0
         self._open: list[socket.socket] = []
         super().__init__(str(path), _Handler)
@@ -66,15 +78,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection_number = self.server.connections
         self.server.connections += 1
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # once it has the status, nginx may leave the rest and ask another node
+            super().handle()
+
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.seen.append(Seen(self.connection_number, self.command, self.path, self.headers, body))
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("x-content-type-options", "nosniff")
-        self.send_header("content-length", "2")
+        reply = self.server.replies.get(self.path, Reply())
+        if reply is None:
+            self.close_connection = True
+            return
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "x-content-type-options": "nosniff"}.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(reply.content) * (2 if reply.held else 1)))
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(reply.content)
+        if reply.held:
+            reply.held.wait(20)
+            self.wfile.write(reply.content)
 
     do_GET = do_POST = handle_any  # noqa: N815 (http.server wants these names)
 

@@ -9,7 +9,8 @@ from polling import eventually, one
 
 from bloomd.errors import Misconfigured
 from bloomd.postgres import Connection, Pool
-from bloomd.postgres.migrate import LOCK_KEY, Migration, load, migrate, status
+from bloomd.postgres.migrate import LOCK_KEY, migrate, status
+from bloomd.postgres.migrations import Migration, load
 
 TABLE = Migration(1, "table", "CREATE TABLE t (n int);")
 ROWS = Migration(2, "rows", "INSERT INTO t SELECT generate_series(1, 5);\nDO $$ BEGIN RAISE NOTICE '5 rows'; END $$;")

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 import trio
 
-from bloomd.logs import without_named_keys
+from bloomd.redaction import without_named_keys
 from bloomd.runtime import keys, tokens
 from bloomd.runtime.database import Database
 from bloomd.runtime.keyring import KeyRing

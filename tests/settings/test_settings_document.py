@@ -2,13 +2,12 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tools import require
 
-from bloomd.settings.document import example, man
+from bloomd.settings.document import example, man, mdoc
 from bloomd.settings.environment import VARIABLES
 from bloomd.settings.keys import KEYS, SECTIONS
 
@@ -71,7 +70,6 @@ def test_mandoc_finds_nothing_wrong_in_it():
     assert lint.stdout == ""
 
 
-def test_the_command():
-    run = [sys.executable, "-m", "bloomd.settings.document"]
-    assert subprocess.run([*run, "man"], text=True, capture_output=True, check=True).stdout == man()
-    assert "usage" in subprocess.run(run, text=True, capture_output=True, check=False).stderr
+def test_a_page_that_is_named_is_referred_to():
+    lines = ["Ask with", ".Xr bloomd-ctl 8 ,", "or not.", "See", ".Xr bloomd.yaml 5 ."]
+    assert list(mdoc("Ask with bloomd-ctl(8), or not. See bloomd.yaml(5).")) == lines

@@ -8,20 +8,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bloomd_process import BIN, KEY
 from fake import FAKE
-from servers import eventually, is_running
+from init_system import init_system
+from servers import eventually, free_port, is_running
 
 from bloomd.settings import SettingsError, load
 from bloomd.worker.contexts import name_of
+
+# A watchdog, and with it how often a worker tells what it does.
+WATCHED = {"WATCHDOG_USEC": "400000"}
 
 
 class Command:
     """One `bloomd worker`."""
 
-    def __init__(self, directory: Path, url: str, *arguments: str, token: str = KEY) -> None:
+    def __init__(
+        self, directory: Path, url: str, *arguments: str, token: str = KEY, environ: dict[str, str] | None = None
+    ) -> None:
         self.root, self.log = directory / "root", directory / "log"
         self.hanging = self.root / "contexts" / name_of("c") / "hanging"
         (directory / "token").write_text(token)
@@ -30,7 +37,7 @@ class Command:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [BIN / "bloomd", "worker", *options, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}, cwd=directory,
+                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(environ or {})}, cwd=directory,
             )  # fmt: skip
 
     def hangs(self) -> int:
@@ -43,7 +50,7 @@ class Command:
 def command(tmp_path: Path, daemon) -> Iterator[Callable[..., Command]]:
     started: list[Command] = []
 
-    def start(*arguments: str, **more: str) -> Command:
+    def start(*arguments: str, **more: Any) -> Command:
         started.append(Command(tmp_path, daemon.url, *arguments, **more))
         return started[-1]
 
@@ -143,3 +150,26 @@ def test_what_is_missing_is_said(tmp_path, settings, words):
 def test_the_url_of_the_server_has_no_slash_at_its_end():
     loaded = load(None, environ={}, options={"worker.server": "https://bloom.example.org/base/"})
     assert loaded.settings.worker.server == "https://bloom.example.org/base"
+
+
+def test_it_is_ready_when_it_is_registered_and_tells_what_it_does(command, queue, tmp_path):
+    with init_system(str(tmp_path / "notify")) as init:
+        worker = command(environ=init.environ | WATCHED)
+        assert init.hears() == {"READY": "1", "STATUS": "claiming, 0 of 1 at work"}
+        assert queue.worker()["status"] == "online"
+        id = queue.add("fake:env")
+        eventually(lambda: queue.task(id)["status"] == "completed")
+        assert not (init.environ | WATCHED).keys() & json.loads(queue.content(id))["environ"].keys()
+        queue.add("fake:hang", context_id="c")
+        worker.hangs()
+        eventually(lambda: init.hears().get("STATUS") == "claiming, 1 of 1 at work")
+        worker.process.terminate()
+        assert init.hears_of("STOPPING") == {"STOPPING": "1"}
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(20) == 0
+
+
+def test_a_server_that_is_away_is_no_reason_not_to_be_ready(command, tmp_path):
+    with init_system(str(tmp_path / "notify")) as init:
+        command("--server", f"http://127.0.0.1:{free_port()}", environ=init.environ)
+        assert init.hears() == {"READY": "1", "STATUS": "waiting for the server, 0 of 1 at work"}

@@ -281,19 +281,27 @@ PYTHON
 		(umask 022 && mkdir -p "$ROOT/etc/init.d")
 		cat >"$ROOT/etc/init.d/bloomd-worker" <<SERVICE
 #!/sbin/openrc-run
-# Written by the install script of bloomd, which writes it anew when it is run again.
+# Written by the install script of bloomd, which writes it anew when it is run again. What can be changed is in
+# /etc/conf.d/bloomd-worker.
 
 # shellcheck shell=sh disable=SC2034 # OpenRC reads these variables
 
 name="bloomd-worker"
 description="A worker of bloomd: runs LLM tasks with the Claude CLI"
+description_checkconfig="Check the configuration and report all its errors"
+description_drain="Take no more tasks, finish those under way or give them back, and stop"
+
+: "\${BLOOMD_WORKER_CONFIG:=$CONFIG}"
+: "\${BLOOMD_BIN:=$VENV/bin}"
 
 supervisor="supervise-daemon"
-command="$VENV/bin/bloomd"
-command_args="worker -c $CONFIG"
-command_user="$RUN_AS:$RUN_AS"
+command="\$BLOOMD_BIN/bloomd"
+command_args="worker -c \$BLOOMD_WORKER_CONFIG"
+command_user="bloomd-worker:bloomd-worker"
 directory="$STATE"
-supervise_daemon_args="--env HOME=$STATE --env PATH=$SERVICE_PATH"
+# Where the Claude CLI is: its own installer puts it into the first of these.
+claude_path="$SERVICE_PATH"
+supervise_daemon_args="--env HOME=\$directory --env PATH=\$claude_path"
 pidfile="/run/\$RC_SVCNAME.pid"
 umask="0077"
 output_log="/var/log/bloomd-worker.log"
@@ -307,13 +315,47 @@ respawn_period=60
 # Longer than worker.grace_seconds, in which tasks under way are finished.
 retry="\${retry:-TERM/60/KILL/5}"
 
+# supervise-daemon's own commands are in extra_commands already.
+extra_commands="checkconfig \$extra_commands"
+extra_started_commands="drain"
+
 depend() {
 	need net
-	after firewall
+	after firewall bloomd
 }
 
 start_pre() {
-	checkpath --file --owner "$RUN_AS:$RUN_AS" --mode 0640 "\$output_log"
+	if ! id -u bloomd-worker >/dev/null 2>&1; then
+		eerror "there is no user bloomd-worker; it is made by"
+		eerror "    addgroup -S bloomd-worker"
+		eerror "    adduser -S -D -H -h \$directory -s /sbin/nologin -G bloomd-worker bloomd-worker"
+		return 1
+	fi
+	checkpath --directory --owner bloomd-worker:bloomd-worker --mode 0750 "\$directory" || return 1
+	checkpath --file --owner bloomd-worker:bloomd-worker --mode 0640 "\$output_log" || return 1
+	checkconfig
+}
+
+# A restart with a configuration that cannot be used would be a stop.
+stop_pre() {
+	[ "\$RC_CMD" != restart ] || checkconfig
+}
+
+# As the user that the worker runs as: a token that only root can read is an error here, too, and bloomd says which
+# command lets it read the file. What it warns of on success is about a daemon with this configuration.
+checkconfig() {
+	einfo "Checking \$BLOOMD_WORKER_CONFIG"
+	if ! found="\$(su -s /bin/sh -c "exec '\$command' check --config '\$BLOOMD_WORKER_CONFIG'" bloomd-worker 2>&1)"; then
+		printf '%s\\n' "\$found" >&2
+		eerror "the worker will not run with this configuration"
+		return 1
+	fi
+}
+
+# SIGTERM is all that it takes; the server hands the tasks that were given back to other workers.
+drain() {
+	einfo "Tasks under way may go on for worker.grace_seconds; \$output_log tells how they end"
+	"\$RC_SERVICE" stop
 }
 SERVICE
 		chmod 755 "$ROOT/etc/init.d/bloomd-worker"
@@ -327,24 +369,68 @@ SERVICE
 [Unit]
 Description=A worker of bloomd: runs LLM tasks with the Claude CLI
 Wants=network-online.target
-After=network-online.target
+# After a bloomd on this machine: so it is stopped before it, and can still bring what it has.
+After=network-online.target bloomd.service
+# Started at most five times within a minute: one more failure wants a person.
+StartLimitIntervalSec=60
+StartLimitBurst=5
 
 [Service]
+Type=notify
 User=$RUN_AS
 Group=$RUN_AS
-WorkingDirectory=$STATE
+UMask=0077
+# Where the Claude CLI is: its own installer puts it into the first of these.
 Environment=PATH=$SERVICE_PATH
 ExecStart=$VENV/bin/bloomd worker -c $CONFIG
 Restart=on-failure
 RestartSec=5
+# Wrong usage, and what a person has to correct.
 RestartPreventExitStatus=64 78
 # The worker ends what it has started; longer than worker.grace_seconds, in which tasks under way are finished.
 KillMode=mixed
 TimeoutStopSec=60
-UMask=0077
-NoNewPrivileges=yes
+# What a task runs may need more memory than there is; the others go on.
+OOMPolicy=continue
+# A worker whose event loop stands still holds its leases for nothing. Before it ends, Python writes where it stood.
+WatchdogSec=60
+Environment=PYTHONFAULTHANDLER=1
+LimitCORE=0
+
+# The home of its user, where the Claude CLI keeps its login, and where tasks write.
+StateDirectory=bloomd-worker
+StateDirectoryMode=0750
+WorkingDirectory=$STATE
+
+# Tasks run programs of any kind: they write nowhere but in that directory, and there they may do as they like. What is
+# missing here is missing for a reason: MemoryDenyWriteExecute would end JavaScript's compiler; the sandbox of the Claude
+# CLI makes namespaces with mounts of its own, and asks the kernel for network interfaces; debuggers trace. What is
+# needed beyond it is for a drop-in: another worker.root for ReadWritePaths=, a GPU for PrivateDevices=no.
+ProtectSystem=strict
+ProtectHome=yes
 PrivateTmp=yes
-ProtectSystem=full
+PrivateDevices=yes
+PrivateIPC=yes
+PrivateMounts=yes
+PrivateUsers=yes
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+KeyringMode=private
+LockPersonality=yes
+RemoveIPC=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service @debug @mount seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
 
 [Install]
 WantedBy=multi-user.target

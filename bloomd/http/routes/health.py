@@ -8,7 +8,7 @@ from litestar import get
 from bloomd import __version__
 from bloomd.control.answers import Verdict
 from bloomd.http.problems import Problem
-from bloomd.http.requests import Req, node_of
+from bloomd.http.requests import Req, caller, node_of
 from bloomd.probes import State as ProbeState
 from bloomd.supervisor import State
 from bloomd.verdict import reasons, verdict
@@ -32,6 +32,8 @@ class Health(msgspec.Struct, frozen=True):
     storage: Literal["postgresql", "unavailable"]
     membridge: MembridgeCalls
     probes: dict[str, ProbeState]
+    client: str
+    """The address of whoever asks, as it is known here: behind a proxy, the one that the proxy tells."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -57,6 +59,7 @@ async def health(request: Req) -> Health:
             connected=membridge.connected,
         ),
         probes={probe.status.name: probe.status.state for probe in node.probes},
+        client=caller(request).client,
     )
 
 
