@@ -39,6 +39,7 @@ def bloomd(database: str) -> Iterator[Callable[..., Bloomd]]:
     def make(url: str = database, *, migrate: bool = True, **settings: Any) -> Bloomd:
         daemon = Bloomd(url, **settings)
         made.append(daemon)
+        daemon.configure()
         if migrate and url != database:
             daemon.migrate()
         return daemon
