@@ -171,7 +171,8 @@ async def test_what_is_asked_is_checked_and_handed_on() -> None:
 def test_the_help_names_the_types_there_are() -> None:
     [commands] = [action.choices for action in _parser()._actions if isinstance(action.choices, dict)]
     *most, rest = TYPES
-    assert f"only these: {', '.join(most)}, and {rest} for all else" in " ".join(commands["events"].format_help().split())
+    told = " ".join(commands["events"].format_help().split())
+    assert f"only these: {', '.join(most)}, and {rest} for all else" in told
 
 
 class Telling:
