@@ -278,8 +278,9 @@ def test_what_was_shown_stays_and_is_called_old_when_the_server_does_not_answer(
     expect(page.locator("main .problem")).to_contain_text("The server cannot be reached.", timeout=90_000)
     expect(page.locator("tbody tr")).to_have_count(4)
     assert Axe().run(page, options=RULES).response["violations"] == []
-    page.unroute("**/api/runtime/**")
     page.get_by_role("button", name="Try again").click()
+    expect(page.locator("main .problem")).to_contain_text("The server cannot be reached.")
+    page.unroute("**/api/runtime/**")  # from now on it is tried without a click
     expect(page.locator("main .problem")).to_have_count(0)
 
 
