@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -169,6 +169,13 @@ class PostgresServer:
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(original)))
         return self.conninfo(name)
+
+    @contextmanager
+    def database(self, template: str | None = None) -> Iterator[str]:
+        """A fresh database for as long as a block lasts, empty or a copy of that one; its connection string."""
+        conninfo = self.create_database(template)
+        yield conninfo
+        self.drop_database(conninfo)
 
     def drop_database(self, conninfo: str) -> None:
         name = str(conninfo_to_dict(conninfo)["dbname"])
