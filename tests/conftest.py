@@ -47,6 +47,5 @@ def migrated(postgres_server: PostgresServer) -> str:
 @pytest.fixture
 def database(postgres_server: PostgresServer) -> Iterator[str]:
     """The connection string of a fresh, empty database."""
-    conninfo = postgres_server.create_database()
-    yield conninfo
-    postgres_server.drop_database(conninfo)
+    with postgres_server.database() as conninfo:
+        yield conninfo

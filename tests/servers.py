@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -56,12 +56,23 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+# Databases are made and dropped by the hundred, hundreds of files each: ten times faster in memory, if there is room.
+MEMORY, ENOUGH_BYTES = Path("/dev/shm"), 4 << 30
+
+
+def _directory(prefix: str) -> Path:
+    """A directory that the server's unprivileged user can reach, unlike pytest's tmp_path."""
+    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH_BYTES
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY if roomy else "/tmp"))
+    made.chmod(0o755)
+    return made
+
+
 @functools.cache
 def _template() -> Path:
     """The files of a fresh cluster: copied in a fraction of the time that initdb takes."""
-    parent = Path(tempfile.mkdtemp(prefix="pgtest-template-", dir="/tmp"))
+    parent = _directory("pgtest-template-")
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
-    parent.chmod(0o755)
     cluster = Cluster(parent / "c")
     cluster.prepare(durable=False)
     cluster.clean_up()
@@ -81,9 +92,7 @@ class PostgresServer:
     """
 
     def __init__(self, *, settings: dict[str, str] | None = None, port: int | None = None) -> None:
-        # Not pytest's tmp_path: the server's unprivileged user has to reach it.
-        self._parent = Path(tempfile.mkdtemp(prefix="pgtest-", dir="/tmp"))
-        self._parent.chmod(0o755)
+        self._parent = _directory("pgtest-")
         make_cluster(self._parent / "c")
         self.cluster = Cluster(self._parent / "c")
         self.port = port
@@ -169,6 +178,13 @@ class PostgresServer:
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(original)))
         return self.conninfo(name)
+
+    @contextmanager
+    def database(self, template: str | None = None) -> Iterator[str]:
+        """A fresh database for as long as a block lasts, empty or a copy of that one; its connection string."""
+        conninfo = self.create_database(template)
+        yield conninfo
+        self.drop_database(conninfo)
 
     def drop_database(self, conninfo: str) -> None:
         name = str(conninfo_to_dict(conninfo)["dbname"])

@@ -7,8 +7,8 @@
 //
 // A page is {title(), types, load(context), render(data, context)}. `load` throws a Problem when it has nothing to show;
 // then what was shown before stays, marked as old. The context has: params (of the address), session, askSession(),
-// reload(), redraw(), signal, and state (the page's own, while one stays on it). onEvent(type, entry, context) gives true when it has dealt
-// with an event, so that nothing is loaded.
+// reload(), redraw(), signal, and state (the page's own, while one stays on it). onEvent(type, entry, context) gives true
+// when it has dealt with an event, so that nothing is loaded.
 
 import { Problem, api, onUnauthorized } from "./api.js";
 import { h, patch } from "./dom.js";

@@ -18,17 +18,15 @@ def server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def database(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
     """The connection string of a database with our schema and nothing in it."""
-    copy = postgres_server.create_database(template=migrated)
-    yield copy
-    postgres_server.drop_database(copy)
+    with postgres_server.database(migrated) as conninfo:
+        yield conninfo
 
 
 @pytest.fixture
 def unmigrated(postgres_server: PostgresServer) -> Iterator[str]:
     """The connection string of an empty database."""
-    conninfo = postgres_server.create_database()
-    yield conninfo
-    postgres_server.drop_database(conninfo)
+    with postgres_server.database() as conninfo:
+        yield conninfo
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from bloomd.runtime.model import NewTask, NewWorker, Task, Worker
 
 @pytest.fixture
 def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
-    copy = postgres_server.create_database(template=migrated)
-    yield copy
-    postgres_server.drop_database(copy)
+    with postgres_server.database(migrated) as conninfo:
+        yield conninfo
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """What the database knows of the page's sessions: one secret for all nodes, and those that were ended."""
 
 import time
+from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 import trio.testing
@@ -61,30 +63,28 @@ async def test_what_is_over_anyway_is_forgotten_an_hour_later(db, sql, shift_clo
     assert sql("SELECT id FROM ended_sessions") == [("s2",)]
 
 
-async def test_nothing_is_known_before_the_ended_ones_are(db):
+@asynccontextmanager
+async def reading(db):
+    """A node that reads all anew and has not yet seen the ended ones, for as long as a block lasts; and a nursery."""
     held = Held(db, sessions.ENDED)
     node = KeyRing(held)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.renew)
         await held.reading.wait()
+        yield node, nursery
+        held.go_on.set()
+
+
+async def test_nothing_is_known_before_the_ended_ones_are(db):
+    async with reading(db) as (node, _):
         assert not node.known
         assert node.sessions.is_ended("s1")
-        held.go_on.set()
     assert node.known
     assert not node.sessions.is_ended("s1")
 
 
 async def test_what_was_read_before_a_sign_out_does_not_bring_the_session_back(db):
-    held = Held(db, sessions.ENDED)
-    node = KeyRing(held)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.renew)
-        await held.reading.wait()
-
-        async def sign_out():
-            await node.end_session("s1", in_an_hour(), actor="olena")
-
-        nursery.start_soon(sign_out)
+    async with reading(db) as (node, nursery):
+        nursery.start_soon(partial(node.end_session, "s1", in_an_hour(), actor="olena"))
         await trio.testing.wait_all_tasks_blocked(0.05)
-        held.go_on.set()
     assert node.sessions.is_ended("s1")

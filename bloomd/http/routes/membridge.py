@@ -77,9 +77,8 @@ async def _forward(request: Req, method: str, path: str, body: Any = None) -> Re
         answer.body,
         status_code=answer.status,
         media_type=answer.content_type or "application/octet-stream",
-        headers={
-            "content-security-policy": "default-src 'none'; sandbox"
-        },  # another server's words: no browser shall run them as ours
+        # Another server's words: no browser shall run them as ours.
+        headers={"content-security-policy": "default-src 'none'; sandbox"},
     )
 
 

@@ -35,7 +35,7 @@ export async function loadTask({ params, state, signal }) {
 export function renderTask({ task, why, artifacts }, context) {
 	return [
 		head(task, context),
-		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : [reasons(why), why.reasons[0].code === "claimable" && button(t("tasks.dispatch"), () => dispatch(task, context))]),
+		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : [reasons(why), why.reasons.some(({ code }) => code === "claimable") && button(t("tasks.dispatch"), () => dispatch(task, context))]),
 		task.error_message && h("div", { class: "problem", key: "error" }, h("strong", {}, t("tasks.error")), h("pre", {}, task.error_message)),
 		card(null, about(task)),
 		task.result && card(t("tasks.result"), result(task, context)),
