@@ -211,8 +211,9 @@ class Store:
         try:
             return await self._run(lambda: self._client.bucket_exists(bucket), bucket)
         except Misconfigured:
-            # The answer to HEAD has no body, so it cannot say what is wrong.
-            await self._run(lambda: list(itertools.islice(self._client.list_objects(bucket), 1)), bucket)
+            # The answer to HEAD has no body, so it cannot say what is wrong; this one may.
+            with suppress(Unavailable):
+                await self._run(lambda: list(itertools.islice(self._client.list_objects(bucket), 1)), bucket)
             raise
 
     async def _run(self, call: Callable[[], T], bucket: str) -> T:
