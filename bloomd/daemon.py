@@ -32,6 +32,7 @@ from bloomd.membridge.server.served import binds as binds_of_membridge
 from bloomd.membridge.sync import Sync
 from bloomd.node import Node
 from bloomd.notify import Notifier
+from bloomd.objects.mover import Mover
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.listen import listen
 from bloomd.probes import Probe, ProbeStatus, membridge, minio, postgresql
@@ -114,6 +115,7 @@ class Daemon:
             node.database, lambda: Keep(tasks=node.settings.tasks.keep_days, audit=node.settings.audit.keep_days)
         )
         self.sampler = Sampler(node.database)
+        self.mover = Mover(node.database, node.contents)
         self.polls = Polls(
             list_targets=partial(liveness.with_url, node.database),
             record_many=partial(liveness.record_polls, node.database),
@@ -192,6 +194,12 @@ class Daemon:
             Service("leader-election", node.leadership.run, needs=("database",), retry=DATABASE_RETRY),
             Service("sweeper", only(self.sweeper.run), needs=("database",), retry=DATABASE_RETRY),
             Service("retention", only(self.retention.run), needs=("database",), retry=DATABASE_RETRY),
+            Service(
+                "objects",
+                only(self.mover.run),
+                needs=("database",),
+                configured=lambda: node.settings.minio.endpoint is not None,
+            ),
             Service("samples", only(self.sampler.run), needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", only(self.polls.run), needs=("database",), retry=DATABASE_RETRY),
             Service(

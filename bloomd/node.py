@@ -18,6 +18,7 @@ from bloomd.membridge.dispatch import Dispatcher
 from bloomd.membridge.link import Link
 from bloomd.membridge.server.served import Served
 from bloomd.membridge.sync import Sync
+from bloomd.objects.contents import Contents
 from bloomd.probes import Probe
 from bloomd.runtime import stored
 from bloomd.runtime.database import Database
@@ -77,6 +78,7 @@ class Node:
         self.leadership = Leadership(self.database, self.name)
         self.stats = Counter(self.database)
         self.keys = KeyRing(self.database)
+        self.contents = Contents(lambda: self.settings.minio)
         self.lag = LoopLag()
         self.wall_clock = WallClock()
         self.notifications = 0
@@ -147,6 +149,8 @@ class Node:
             self.sync.wake()
             if self.membridge.configured:
                 self.root.wake_service("membridge-sync", "settings changed")
+        if self.settings.minio != before.minio:
+            self.root.wake_service("objects", "settings changed")
         if self.settings.tasks.auto_dispatch and not before.tasks.auto_dispatch:
             self.root.wake_service("auto-dispatch", "settings changed")
 

@@ -92,6 +92,8 @@ class Reloader:
         restarts = self._restarts(sections(changes))
         if (old.settings.membridge.serve is None) != (new.settings.membridge.serve is None):
             restarts.append("membridge-server")  # it comes or goes
+        if new.settings.minio.endpoint is None and old.settings.minio.endpoint is not None:
+            restarts.append("objects")  # it goes
         try:
             for front in self._fronts:
                 front.binds.open(front.wanted(new.settings))

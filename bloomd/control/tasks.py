@@ -124,7 +124,7 @@ def methods(node: Node) -> Sequence[Method[Any]]:
     async def show(params: Of, call: Call) -> TaskWithHistory:
         task = await tasks.one(database, params.name)
         return TaskWithHistory(
-            task, await tasks.history(database, params.name), await results.latest(database, params.name)
+            task, await tasks.history(database, params.name), await results.latest(database, node.contents, params.name)
         )
 
     async def lease(params: ToLease, call: Call) -> Leased:
@@ -165,7 +165,7 @@ def methods(node: Node) -> Sequence[Method[Any]]:
         return Artifacts([msgspec.structs.replace(each, content=None) for each in found])
 
     async def read(params: Piece, call: Call) -> ContentPiece:
-        content = await artifacts.content(database, params.name)
+        content = await artifacts.content(database, node.contents, params.name)
         data = b"" if params.offset >= content.size else await content.piece_at(params.offset)
         return ContentPiece(content.size, content.content_type, base64.b64encode(data[:PIECE_BYTES]).decode())
 

@@ -1,7 +1,11 @@
-"""Artifacts: what the workers produced. Content is text in the row, or lies in pieces (`uploads.py`), or elsewhere."""
+"""Artifacts: what the workers produced.
+
+Content is text in the row, or lies in pieces (`uploads.py`), or in the object store, as `url` says (`objects.py`).
+"""
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import msgspec
 
@@ -39,11 +43,31 @@ SELECT starts_at, data
 """
 
 
+# What a content is of which nobody said it; and that of a completion's.
+BINARY, TEXT = "application/octet-stream", "text/plain; charset=utf-8"
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What another store says of a content."""
+
+    size: int
+    content_type: str | None
+
+
+class Elsewhere(Protocol):
+    """The store of what is not in the database; what it does not have is NotFound."""
+
+    async def stat(self, url: str) -> Held: ...
+
+    async def read(self, url: str, at: int) -> bytes: ...
+
+
 class Content(msgspec.Struct, frozen=True):
     """What an artifact holds, and how to read it."""
 
     size: int
-    sha256: str
+    sha256: str | None
+    """None for what the Node.js runtime has put into the object store."""
     content_type: str
     piece_at: Callable[[int], Awaitable[bytes]]
     """Some bytes, from this one on; NotFound when they are gone."""
@@ -72,25 +96,31 @@ async def listing(database: Database, page: Page, *, task_id: str | None = None)
     )
 
 
-async def content(database: Database, id: str) -> Content:
+async def content(database: Database, elsewhere: Elsewhere, id: str) -> Content:
     """The content of an artifact, wherever it is kept.
 
     Raises:
-        NotFound: there is no such artifact, or its content is not kept here.
+        NotFound: there is no such artifact, or no content of it.
+        Unavailable: it is in the object store, which cannot be asked.
     """
     artifact = await one(database, id)
     if artifact.content is not None:
         return _of_text(artifact.content.encode(), artifact)
-    if artifact.url is not None or artifact.size is None or artifact.sha256 is None:
-        raise _not_here()
+    if artifact.url is not None:
+        return await _of_object(elsewhere, artifact.url, artifact)
+    if artifact.size is None:
+        raise _gone()
 
     async def piece_at(at: int) -> bytes:
         piece = await database.row(_Piece, PIECE, id=id, at=at)
         if piece is None or at >= piece.starts_at + len(piece.data):
-            raise _not_here()
+            # The object store may have it since it was asked where it is.
+            if url := (await one(database, id)).url:
+                return await elsewhere.read(url, at)
+            raise _gone()
         return piece.data[at - piece.starts_at :]
 
-    return Content(artifact.size, artifact.sha256, artifact.content_type or "application/octet-stream", piece_at)
+    return Content(artifact.size, artifact.sha256, artifact.content_type or BINARY, piece_at)
 
 
 def _of_text(text: bytes, artifact: Artifact) -> Content:
@@ -98,8 +128,18 @@ def _of_text(text: bytes, artifact: Artifact) -> Content:
         return text[at:]
 
     sha256 = artifact.sha256 or hashlib.sha256(text).hexdigest()
-    return Content(len(text), sha256, artifact.content_type or "text/plain; charset=utf-8", piece_at)
+    return Content(len(text), sha256, artifact.content_type or TEXT, piece_at)
 
 
-def _not_here() -> NotFound:
-    return NotFound("The content of this artifact is not in the database")
+async def _of_object(elsewhere: Elsewhere, url: str, artifact: Artifact) -> Content:
+    async def piece_at(at: int) -> bytes:
+        return await elsewhere.read(url, at)
+
+    if artifact.size is None:
+        held = await elsewhere.stat(url)
+        return Content(held.size, None, held.content_type or BINARY, piece_at)
+    return Content(artifact.size, artifact.sha256, artifact.content_type or TEXT, piece_at)
+
+
+def _gone() -> NotFound:
+    return NotFound("This artifact has no content")

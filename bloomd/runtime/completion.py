@@ -1,9 +1,11 @@
 """Completions: an attempt ends with its result, by the lease that it was made under; one at a time or many at once."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, LiteralString
 
 import msgspec
+from msgspec.structs import replace
 from psycopg.types.json import Jsonb
 
 from bloomd.runtime import tasks, uploads
@@ -14,8 +16,8 @@ from bloomd.runtime.model import Artifact, Completion, Metrics, Outcome, Result,
 from bloomd.runtime.refusals import Conflict, Refusal
 
 # Ends the attempts: each result and its artifact are kept, and each task goes where its outcome sends it. An artifact
-# that was uploaded under the same lease becomes the result's, instead of a new one. What is not ended has no row in the
-# answer.
+# that was uploaded under the same lease becomes the result's, instead of a new one. The output stands once: as the
+# content of the artifact that is made of it. What is not ended has no row in the answer.
 COMPLETE = """
 WITH asked AS (
     SELECT DISTINCT ON (task_id)
@@ -87,10 +89,10 @@ WITH asked AS (
      WHERE llm_tasks.id = lease.task_id
     RETURNING llm_tasks.*
 ), result AS (
-    INSERT INTO llm_results (id, task_id, worker_id, artifact_id, status, output, error_message, metrics, completed_at,
-                             lease_id, task_state)
-    SELECT result_id, lease.task_id, lease.worker_id, artifact_id, lease.outcome, output, asked.error_message,
-           metrics, lease.ended_at, lease.id,
+    INSERT INTO llm_results (id, task_id, worker_id, artifact_id, status, output, output_shared, error_message, metrics,
+                             completed_at, lease_id, task_state)
+    SELECT result_id, lease.task_id, lease.worker_id, artifact_id, lease.outcome, CASE WHEN uploaded THEN output END,
+           NOT uploaded AND output IS NOT NULL, asked.error_message, metrics, lease.ended_at, lease.id,
            jsonb_build_object('status', moved.status, 'lease_id', moved.lease_id, 'worker_id', moved.worker_id,
                               'attempts', moved.attempts, 'retry_at', moved.retry_at,
                               'error_message', moved.error_message, 'updated_at', moved.updated_at)
@@ -165,7 +167,7 @@ SELECT lease.id AS lease_id, moved.id AS task_id, moved.status AS task_status, m
 
 COMPLETED_BEFORE = """
 SELECT to_jsonb(llm_tasks) || llm_results.task_state AS task, to_jsonb(runtime_artifacts) AS artifact,
-       to_jsonb(llm_results) AS result
+       to_jsonb(llm_results) AS result, output_shared
   FROM llm_results
   JOIN llm_tasks ON llm_tasks.id = llm_results.task_id
   JOIN runtime_artifacts ON runtime_artifacts.id = llm_results.artifact_id
@@ -182,6 +184,10 @@ class Completed(msgspec.Struct, frozen=True):
 
 class _CompletedNow(Completed, frozen=True):
     ran_ms: int
+
+
+class _CompletedBefore(Completed, frozen=True):
+    output_shared: bool
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -223,16 +229,17 @@ async def complete(
         if ended:
             [done] = ended
             _note(database, done.result.status, done.task.status, done.task.attempts, done.ran_ms)
-            return Completed(done.task, done.artifact, done.result)
+            return Completed(done.task, done.artifact, replace(done.result, output=completion.output))
         if completion.lease_id is None:
             return None
-        return await database.row(
-            Completed,
+        before = await database.row(
+            _CompletedBefore,
             COMPLETED_BEFORE,
             task_id=task_id,
             lease_id=completion.lease_id,
             worker_id=completion.worker_id,
         )
+        return before and _whole(before, completion)
 
     async def refuse() -> None:
         task = await tasks.one(database, task_id)
@@ -271,11 +278,27 @@ async def complete_many(
     return await settled(completions, found, alone)
 
 
+def _whole(before: _CompletedBefore, said: Completion) -> Completed:
+    """What was answered before. Content that is in the object store by now is taken from who says the same again."""
+    artifact, result = before.artifact, before.result
+    if artifact.content is None and said.artifact_id is None:
+        content = _content(said)
+        if content is not None and artifact.sha256 == hashlib.sha256(content.encode()).hexdigest():
+            artifact = replace(artifact, content=content)
+    if before.output_shared:
+        result = replace(result, output=artifact.content)
+    return Completed(before.task, artifact, result)
+
+
+def _content(completion: Completion) -> str | None:
+    """What the artifact holds that a completion makes."""
+    if completion.output is None and completion.status == "error":
+        return completion.error_message
+    return completion.output
+
+
 def _said(place: int, completion: Completion, retry: Retry, task_id: str | None = None) -> dict[str, Any]:
     """A completion as the statement reads it."""
-    content = completion.output
-    if content is None and completion.status == "error":
-        content = completion.error_message
     return {
         "place": place,
         "task_id": task_id,
@@ -285,7 +308,7 @@ def _said(place: int, completion: Completion, retry: Retry, task_id: str | None 
         "retryable": completion.retryable and retry.errors,
         "output": completion.output,
         "error_message": completion.error_message,
-        "content": content if completion.artifact_id is None else None,
+        "content": _content(completion) if completion.artifact_id is None else None,
         "metrics": msgspec.to_builtins(completion.metrics or Metrics()),
         "artifact_id": completion.artifact_id or new_id(),
         "uploaded": completion.artifact_id is not None,

@@ -7,7 +7,8 @@ idempotency key. A task that has not ended is never touched, however old it is.
 Whatever the settings say, uploads that came to nothing are deleted, and so is content in pieces whose task is gone
 (`uploads.py`): a few at a time, because that of one artifact can be as much as the rest of many tasks.
 
-An artifact whose content is elsewhere (`url`) outlives its task: its row is the only way to that object.
+What the object store has of an artifact is removed after its row (`objects.py`). An artifact whose content is anywhere
+else outlives its task: its row is the only way there.
 
 The statement that deletes counts in the audit trail. One entry for each day tells how much went, and under which
 setting: an entry for each round would soon be most of what there is to prune.
@@ -23,6 +24,7 @@ import trio
 from bloomd.runtime import uploads
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import TaskStatus
+from bloomd.runtime.objects import SCHEME
 from bloomd.runtime.pages import END_OF_TIME
 
 log = structlog.stdlib.get_logger(__name__)
@@ -78,10 +80,13 @@ PRUNE_TASKS: LiteralString = f"""
 ), results AS (
     DELETE FROM llm_results WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 ), artifacts AS (
-    DELETE FROM runtime_artifacts WHERE task_id = ANY (ARRAY(SELECT id FROM old)) AND url IS NULL
-    RETURNING id, lease_id, content IS NULL AND size IS NOT NULL AS in_pieces
+    DELETE FROM runtime_artifacts
+     WHERE task_id = ANY (ARRAY(SELECT id FROM old)) AND coalesce(url, %(scheme)s) LIKE %(scheme)s || '%%'
+    RETURNING id, url, lease_id, content IS NULL AND size IS NOT NULL AS in_pieces
 ), left_over AS (
     INSERT INTO uploads SELECT id, lease_id FROM artifacts WHERE in_pieces ON CONFLICT DO NOTHING
+), objects AS (
+    INSERT INTO objects_left SELECT url, bloom_now_ms() FROM artifacts WHERE url IS NOT NULL ON CONFLICT DO NOTHING
 ), attempts AS (
     DELETE FROM leases WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 ), gone AS (
@@ -175,7 +180,9 @@ class Retention:
         pruned = 0
         last = _Gone(-END_OF_TIME, "")
         while True:
-            gone = await self._batch(PRUNE_TASKS, "task", days, epoch, status=status, at=last.at, after=last.id)
+            gone = await self._batch(
+                PRUNE_TASKS, "task", days, epoch, status=status, at=last.at, after=last.id, scheme=SCHEME
+            )
             pruned += len(gone)
             if len(gone) < BATCH:
                 return pruned

@@ -11,7 +11,8 @@ takes its pieces away again. What it leaves behind all the same (the process was
 what was uploaded in an attempt that came to nothing, is collected by the leader: the table `uploads` names all that
 there is to look at.
 
-`artifact_pieces` is where another store can stand beside PostgreSQL: `_store` writes there, `artifacts.content` reads.
+From there, large content goes on to the object store, if there is one (`objects.py`); the collector takes away what is
+in pieces of it.
 """
 
 import hashlib
@@ -116,18 +117,21 @@ SELECT id FROM runtime_artifacts WHERE id = %(id)s AND lease_id = %(lease_id)s
 
 # Decides about a batch of uploads. One stays when the result of its attempt is there. It goes when its lease ended long
 # ago without one; when it never became an artifact; and when the artifact is gone already. As long as the lease is
-# active, nothing is decided. What goes is an upload as long as there are pieces of it, of which a batch is deleted.
+# active, nothing is decided. What goes is an upload as long as there are pieces of it, of which a batch is deleted; so
+# are those of an upload that stays, when the object store has its content.
 # Neighbours are looked up one by one: a join would be planned by what is known of tables that may have grown.
 COLLECT = """
 WITH decided AS (
-    SELECT uploads.artifact_id, fate.stays, fate.stays OR piece.starts_at IS NULL AS settled
+    SELECT uploads.artifact_id, fate.stays, fate.stays_here OR piece.starts_at IS NULL AS settled, fate.stays_here
       FROM uploads
       LEFT JOIN LATERAL (SELECT * FROM leases WHERE id = uploads.lease_id LIMIT 1) AS lease ON true
       LEFT JOIN LATERAL (SELECT id FROM llm_results WHERE lease_id = uploads.lease_id LIMIT 1) AS result ON true
-      LEFT JOIN LATERAL (SELECT id FROM runtime_artifacts WHERE id = uploads.artifact_id LIMIT 1) AS artifact ON true
+      LEFT JOIN LATERAL (
+           SELECT id, url FROM runtime_artifacts WHERE id = uploads.artifact_id LIMIT 1) AS artifact ON true
       LEFT JOIN LATERAL (
            SELECT starts_at FROM artifact_pieces WHERE artifact_id = uploads.artifact_id LIMIT 1) AS piece ON true,
-           LATERAL (SELECT result.id IS NOT NULL AND artifact.id IS NOT NULL AS stays) AS fate
+           LATERAL (SELECT result.id IS NOT NULL AND artifact.id IS NOT NULL AS stays) AS known,
+           LATERAL (SELECT known.stays, known.stays AND artifact.url IS NULL AS stays_here) AS fate
      WHERE (lease.id IS NULL
             OR result.id IS NOT NULL
             OR lease.status <> 'active'
@@ -138,12 +142,14 @@ WITH decided AS (
        FOR UPDATE OF uploads SKIP LOCKED
 ), gone AS (
     DELETE FROM runtime_artifacts
-     WHERE id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays)) AND url IS NULL
-    RETURNING id, name, size, lease_id
+     WHERE id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays))
+    RETURNING id, name, size, lease_id, url
+), objects AS (
+    INSERT INTO objects_left SELECT url, bloom_now_ms() FROM gone WHERE url IS NOT NULL ON CONFLICT DO NOTHING
 ), piece AS (
     SELECT artifact_id, starts_at
       FROM artifact_pieces
-     WHERE artifact_id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays))
+     WHERE artifact_id = ANY (ARRAY(SELECT artifact_id FROM decided WHERE NOT stays_here))
      LIMIT %(batch)s
 ), pieces AS (
     DELETE FROM artifact_pieces USING piece

@@ -151,7 +151,7 @@ class Membridge(Section, frozen=True):
 
 
 class Minio(Section, frozen=True):
-    """MinIO, or any other S3 server: this version watches it, and keeps every artifact in PostgreSQL."""
+    """MinIO, or any other S3 server, for what is too large to stay in PostgreSQL: the content of artifacts."""
 
     endpoint: Annotated[
         str | None, Meta(description="`host` or `host:port` (9000). Without one, there is no object store.")
@@ -164,6 +164,10 @@ class Minio(Section, frozen=True):
     ] = None
     region: Annotated[str, Meta(description="Region that requests are signed for.")] = "us-east-1"
     secure: Annotated[bool, Meta(description="Use TLS.")] = False
+    prefix: Annotated[str, Meta(description="What the names of its objects begin with, such as `bloom/`.")] = ""
+    inline_below: Annotated[
+        int, Meta(ge=0, le=1 << 30, description="Bytes below which the content of an artifact stays in PostgreSQL.")
+    ] = 4096
 
 
 class Probes(Section, frozen=True):

@@ -1,6 +1,7 @@
 """What one value must be beyond its type: each function says why it is not, or None."""
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 
 from bloomd.settings.binds import Tcp, check_socket_path, parse_bind
@@ -42,6 +43,12 @@ def endpoint_problem(text: str) -> str | None:
     if "://" in text:
         return "expected `host` or `host:port`, without a scheme: `minio.secure` says whether to use TLS"
     return None if _is_endpoint(text) else "expected `host` or `host:port`"
+
+
+def _prefix_problem(text: str) -> str | None:
+    if re.fullmatch(r"(?!/)[A-Za-z0-9!_.*'()/-]{,200}", text):
+        return None
+    return "expected letters, digits and !_.*'()/-, 200 of them at the most, and no slash at the beginning"
 
 
 def _socket_path_problem(path: str) -> str | None:
@@ -115,6 +122,7 @@ COMPLAINTS: Mapping[str, Complaint] = {
     "membridge.serve": _serve_problem,
     "membridge.serve_key": key_problem,
     "minio.endpoint": endpoint_problem,
+    "minio.prefix": _prefix_problem,
     "workers.allowed_networks": _network_problem,
     "worker.server": url_problem,
     "worker.name": _worker_name_problem,

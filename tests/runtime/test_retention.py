@@ -107,12 +107,15 @@ async def test_nothing_goes_by_default(sql, worked_on, prune, shift_clock):
     assert sql("SELECT count(*) FROM audit_logs") == before
 
 
-async def test_the_row_of_an_object_elsewhere_outlives_its_task(sql, worked_on, prune, shift_clock):
+async def test_objects_go_after_their_rows_and_what_is_anywhere_else_stays(sql, worked_on, prune, shift_clock):
     task = await worked_on()
-    sql("INSERT INTO runtime_artifacts (id, task_id, url) VALUES ('o', %s, 'minio://bucket/artifacts/o.json')", task.id)
+    insert = "INSERT INTO runtime_artifacts (id, task_id, url) VALUES (%s, %s, %s)"
+    sql(insert, "o", task.id, "minio://bucket/artifacts/o.json")
+    sql(insert, "e", task.id, "https://example.org/e")
     shift_clock(2 * DAY)
     assert await prune(tasks=1.0) == Pruned(1, 0)
-    assert sql("SELECT id, url FROM runtime_artifacts") == [("o", "minio://bucket/artifacts/o.json")]
+    assert sql("SELECT id FROM runtime_artifacts") == [("e",)]
+    assert sql("SELECT url, since > 0 FROM objects_left") == [("minio://bucket/artifacts/o.json", True)]
     assert counts(sql) == {**dict.fromkeys(TABLES, 0), "runtime_artifacts": 1}
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from bloomd.errors import Unavailable
+from bloomd.objects.contents import Contents
 from bloomd.runtime import artifacts, completion, expiry, leases, releases, tasks, uploads
 from bloomd.runtime.model import Completion, Retry
 from bloomd.runtime.pages import Page
@@ -16,6 +17,9 @@ from bloomd.runtime.refusals import Conflict, LeaseLost, NotFound, Refusal, Task
 from bloomd.runtime.releases import Release
 from bloomd.runtime.retention import Keep, Retention
 from bloomd.runtime.uploads import NewArtifact
+from bloomd.settings.model import Minio
+
+NOWHERE = Contents(Minio)
 
 RETRY = Retry(first_seconds=0.001, max_seconds=0.001)
 DAY = 86_400_000
@@ -66,7 +70,7 @@ def put(db):
 
 
 async def whole(db, id):
-    content = await artifacts.content(db, id)
+    content = await artifacts.content(db, NOWHERE, id)
     read = b""
     while len(read) < content.size:
         read += await content.piece_at(len(read))
@@ -98,7 +102,7 @@ async def test_a_short_text_stands_in_the_artifact(db, sql, lease, put):
     assert (artifact.content, artifact.size) == ("її ok", 7)
     assert artifact == await artifacts.one(db, artifact.id)
     assert await whole(db, artifact.id) == "її ok".encode()
-    assert (await artifacts.content(db, artifact.id)).content_type == "text/x-log"
+    assert (await artifacts.content(db, NOWHERE, artifact.id)).content_type == "text/x-log"
     assert sql("SELECT entity_type, actor, detail FROM audit_logs WHERE action = 'artifact.uploaded'") == [
         ("artifact", "test", f"log, 7 bytes, from worker w1, task {held.task_id}, lease {held.id}")
     ]
@@ -126,7 +130,7 @@ async def test_what_was_uploaded_is_what_is_read(db, sql, lease, put, small_piec
     artifact = (await put((await lease()).id, *coming)).artifact
     assert (artifact.size, artifact.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert await whole(db, artifact.id) == content
-    read = await artifacts.content(db, artifact.id)
+    read = await artifacts.content(db, NOWHERE, artifact.id)
     for at in range(len(content)):
         piece = await read.piece_at(at)
         assert content[at:].startswith(piece)
@@ -353,7 +357,7 @@ async def test_no_artifact_without_its_audit_entry(db, sql, lease, put):
 
 async def test_content_that_is_gone_is_not_found(db, sql, lease, put, small_pieces):
     artifact = (await put((await lease()).id, b"x" * 25)).artifact
-    content = await artifacts.content(db, artifact.id)
+    content = await artifacts.content(db, NOWHERE, artifact.id)
     with pytest.raises(NotFound):
         await content.piece_at(25)
     sql("DELETE FROM artifact_pieces WHERE starts_at = 10")
@@ -361,8 +365,16 @@ async def test_content_that_is_gone_is_not_found(db, sql, lease, put, small_piec
     with pytest.raises(NotFound):
         await content.piece_at(10)
     sql("UPDATE runtime_artifacts SET url = 'minio://bucket/key'")
-    with pytest.raises(NotFound, match="The content of this artifact is not in the database"):
-        await artifacts.content(db, artifact.id)
+    content = await artifacts.content(db, NOWHERE, artifact.id)
+    with pytest.raises(Unavailable, match="no object store is configured"):
+        await content.piece_at(0)
+    sql("UPDATE runtime_artifacts SET url = 'https://example.org/e'")
+    content = await artifacts.content(db, NOWHERE, artifact.id)
+    with pytest.raises(NotFound, match="The content of this artifact is elsewhere"):
+        await content.piece_at(0)
+    sql("UPDATE runtime_artifacts SET url = NULL, size = NULL")
+    with pytest.raises(NotFound, match="This artifact has no content"):
+        await artifacts.content(db, NOWHERE, artifact.id)
 
 
 @pytest.mark.parametrize("content", [b"a text", b"\xff" * 25])

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from bloomd.errors import Misconfigured
+from bloomd.objects.contents import Contents
 from bloomd.postgres import Connection, Pool
 from bloomd.postgres.migrate import migrate, migrate_to, plan
 from bloomd.postgres.migrations import Migration
@@ -20,6 +21,9 @@ from bloomd.runtime.pages import Page
 from bloomd.runtime.projects import NewProject
 from bloomd.runtime.schema import MIGRATIONS, refuse_while_in_use
 from bloomd.runtime.uploads import NewArtifact
+from bloomd.settings.model import Minio
+
+NOWHERE = Contents(Minio)  # no object store
 
 LATEST = MIGRATIONS[-1].version
 TABLES = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", MIGRATIONS[0].sql)
@@ -116,6 +120,16 @@ async def test_what_an_earlier_bloomd_did_not_note_is_named(database: str, conne
     assert await (await connection.execute(made)).fetchone() == (13,)
 
 
+# From 0019 on, an output stands in the artifact only that is made of it.
+OUTPUT = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM information_schema.columns WHERE column_name = 'output_shared') THEN
+        UPDATE llm_results SET output = content FROM runtime_artifacts AS a WHERE a.id = artifact_id AND output_shared;
+    END IF;
+END $$
+"""
+
+
 @pytest.fixture
 def rows(conninfo: str) -> Callable[[], dict[str, Any]]:
     """What is in the Node.js runtime's columns, of all its tables."""
@@ -126,7 +140,8 @@ def rows(conninfo: str) -> Callable[[], dict[str, Any]]:
     assert list(columns) == TABLES
 
     def run() -> dict[str, Any]:
-        with psycopg.connect(conninfo) as connection:
+        with psycopg.connect(conninfo) as connection, connection.transaction(force_rollback=True):
+            connection.execute(OUTPUT)
             return {
                 table: connection.execute(f"SELECT {columns[table]} FROM {table} ORDER BY 1".encode()).fetchall()
                 for table in TABLES
@@ -192,6 +207,7 @@ async def filled(db: Database, sql: Callable[..., list[tuple[Any, ...]]]) -> dic
     sql("INSERT INTO membridge_jobs VALUES ('j', 'push', 'p', 'e5', 'w1', 'done', '', 1, 2)")
     sql("INSERT INTO session_secret (secret) VALUES ('s')")
     sql("INSERT INTO ended_sessions VALUES ('s', 253402300799000)")
+    sql("INSERT INTO objects_left VALUES ('minio://b/k', 1)")
     sql("INSERT INTO samples VALUES (1, 1, 1, 1, 1, 1, 1, 1, 1, 1)")
     return ids
 
@@ -218,7 +234,7 @@ async def test_no_row_of_the_nodejs_runtimes_columns_is_lost(
     sql("UPDATE runtime_artifacts SET content = NULL WHERE id = %s", filled["long"])
     assert rows() == before
     sql("UPDATE runtime_artifacts SET content = %s WHERE id = %s", TEXT, filled["long"])
-    assert (await artifacts.content(db, filled["long"])).size == len(TEXT.encode())
+    assert (await artifacts.content(db, NOWHERE, filled["long"])).size == len(TEXT.encode())
     # The rules go on with what is there: the attempt under way ends, and another one begins.
     [running] = await leases.listing(db, Page(), status="active")
     await completion.complete(db, running.task_id, Completion(status="success"), retry=Retry(), actor="t")
@@ -238,7 +254,8 @@ async def test_each_step_back_and_forward_keeps_the_rows(
                 assert rows() == before, to
 
 
-async def test_what_is_lost_is_told_beforehand(conninfo: str, filled: dict[str, str]) -> None:
+async def test_what_is_lost_is_told_beforehand(conninfo: str, sql: Callable[..., Any], filled: dict[str, str]) -> None:
+    sql("UPDATE runtime_artifacts SET url = 'minio://b/r', content = NULL WHERE name = 'result'")
     async with Pool(conninfo, size=1, application_name="test") as pool, pool.connection() as connection:
         way = await plan(connection, MIGRATIONS, 0)
     told = {loss.what: loss.rows for loss in way.losses}

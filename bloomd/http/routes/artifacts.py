@@ -1,6 +1,8 @@
 """Artifacts: upload them, look at them, fetch their content."""
 
+import hashlib
 import re
+from collections.abc import Awaitable, Callable
 from typing import Annotated, cast
 
 import msgspec
@@ -61,19 +63,24 @@ async def one(request: Req, artifact_id: str) -> Artifact:
     opt={"media": ("*/*",), "also": (206, 304), "refuses": (416,)},
 )
 async def content(request: Req, artifact_id: str) -> ASGIApp:
-    found = await artifacts.content(node_of(request).database, artifact_id)
-    etag = f'"{found.sha256}"'
-    headers = {**_HARMLESS, "etag": etag, "accept-ranges": "bytes"}
+    node = node_of(request)
+    found = await artifacts.content(node.database, node.contents, artifact_id)
+    etag = f'"{found.sha256}"' if found.sha256 else ""
+    headers = {**_HARMLESS, "accept-ranges": "bytes"} | ({"etag": etag} if etag else {})
     status, part = 200, range(found.size)
-    if matches(request.headers.get("if-none-match", ""), etag):
-        return cast("ASGIApp", ContentAnswer(304, headers, found, range(0)))
+
+    async def report() -> None:
+        await node.contents.report(node.database, artifact_id, "as it is read")
+
+    if etag and matches(request.headers.get("if-none-match", ""), etag):
+        return cast("ASGIApp", ContentAnswer(304, headers, found, range(0), report))
     if request.headers.get("if-range", etag) == etag and (asked := request.headers.get("range")):
         wanted = range_of(asked, found.size)
         if wanted:
             status, part = 206, wanted
             headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{found.size}"
     headers |= {"content-type": found.content_type, "content-length": str(len(part))}
-    return cast("ASGIApp", ContentAnswer(status, headers, found, part))
+    return cast("ASGIApp", ContentAnswer(status, headers, found, part, report))
 
 
 @put(
@@ -113,31 +120,44 @@ def is_upload(scope: Scope) -> bool:
 
 
 class ContentAnswer:
-    """The answer, as an ASGI application of its own: a piece is read when the one before it is on its way."""
+    """The answer, as an ASGI application of its own: a piece is read when the one before it is on its way.
 
-    def __init__(self, status: int, headers: dict[str, str], content: Content, part: range) -> None:
+    Who asks for all of it gets the last piece only when all of it is what its sha256 says.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: dict[str, str],
+        content: Content,
+        part: range,
+        report: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`report`: called when the content turns out to be damaged."""
         self._status = status
         self._headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         self._content = content
         self._part = part
+        self._report = report
+        self._digest = hashlib.sha256() if part == range(content.size) and content.sha256 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the part that was asked for.
 
         Raises:
-            NotFound, Unavailable: the content cannot be had, and nothing has been sent yet.
+            NotFound, Unavailable, Problem: the content cannot be had, or is damaged, and nothing has been sent yet.
         """
         part = range(0) if scope["state"]["head"] else self._part
-        first = await self._content.piece_at(part.start) if part else b""
+        first = await self._piece(part.start, part) if part else b""
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
-        if len(first) >= len(part):
-            await send({"type": "http.response.body", "body": first[: len(part)], "more_body": False})
+        if len(first) == len(part):
+            await send({"type": "http.response.body", "body": first, "more_body": False})
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
             try:
                 await self._send_pieces(first, part, send)
-            except (NotFound, Unavailable) as error:
+            except (NotFound, Unavailable, Problem) as error:
                 log.warning("content broken off", error=str(error))  # its length tells the client
             except trio.TooSlowError:
                 log.info("reader of content dropped", reason=f"it took nothing for {STALL_SECONDS:.0f} s")
@@ -146,11 +166,19 @@ class ContentAnswer:
     async def _send_pieces(self, first: bytes, part: range, send: Send) -> None:
         piece, at = first, part.start
         while piece:
-            piece = piece[: part.stop - at]
             at += len(piece)
             with trio.fail_after(STALL_SECONDS):
                 await send({"type": "http.response.body", "body": piece, "more_body": at < part.stop})
-            piece = await self._content.piece_at(at) if at < part.stop else b""
+            piece = await self._piece(at, part) if at < part.stop else b""
+
+    async def _piece(self, at: int, part: range) -> bytes:
+        piece = (await self._content.piece_at(at))[: part.stop - at]
+        if self._digest:
+            self._digest.update(piece)
+            if at + len(piece) == part.stop and self._digest.hexdigest() != self._content.sha256:
+                await self._report()
+                raise Problem(500, "The content of this artifact is damaged: it is not what its sha256 says")
+        return piece
 
 
 def matches(if_none_match: str, etag: str) -> bool:

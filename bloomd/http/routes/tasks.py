@@ -119,7 +119,7 @@ async def one(request: Req, task_id: str) -> TaskWithHistory:
         started_at=history[0].started_at if history else None,
         ended_at=history[0].ended_at if history else None,
         history=history,
-        result=await results.latest(database, task_id, output_bytes=OUTPUT_BYTES),
+        result=await results.latest(database, node_of(request).contents, task_id, output_bytes=OUTPUT_BYTES),
     )
 
 

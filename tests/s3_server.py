@@ -18,6 +18,8 @@ ACCESS, SECRET = "bloom-access", "bloom-secret-of-the-tests"
 @dataclass
 class S3Server:
     endpoint: str
+    directory: Path
+    """Where it keeps its objects, a folder for each bucket."""
 
     def settings(self, **changes: Any) -> Minio:
         values: dict[str, Any] = {"access_key": ACCESS, "secret_key": SECRET, "bucket": "artifacts"}
@@ -35,7 +37,7 @@ def s3_server(rclone: str, directory: Path) -> Iterator[S3Server]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         eventually(lambda: _accepts(port))
-        yield S3Server(address)
+        yield S3Server(address, directory)
     finally:
         process.kill()
         process.wait(10)

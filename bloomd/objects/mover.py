@@ -1,0 +1,127 @@
+"""Moves content from PostgreSQL to the object store, and removes objects that nothing refers to; the leader does it.
+
+A completion never waits for the store: its content is committed with it, and comes here afterwards. While the store is
+away, that is where it stays. (`bloomd.runtime.objects` has the steps.)
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from bloomd.errors import Misconfigured, Unavailable
+from bloomd.objects.contents import Contents, place
+from bloomd.runtime import artifacts, objects
+from bloomd.runtime.database import Database
+from bloomd.runtime.objects import SCHEME, Moved, ToMove
+from bloomd.runtime.refusals import NotFound
+
+log = structlog.stdlib.get_logger(__name__)
+
+# How long what was completed may stay in PostgreSQL only, while everything works.
+ROUND_SECONDS = 1.0
+
+# Contents under way at once: of each, a part is in memory.
+AT_ONCE = 4
+
+
+class Damaged(Exception):
+    """A content is not what its sha256 says: it is not stored."""
+
+
+class Mover:
+    def __init__(self, database: Database, contents: Contents) -> None:
+        self._database = database
+        self._contents = contents
+
+    async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Move and remove for ever, as the leader of this epoch.
+
+        Raises:
+            Unavailable: the database or the store is away.
+            Misconfigured: the store refuses our settings.
+        """
+        started = False
+        known = None
+        while True:
+            store = await self._contents.store()
+            if store is not known and await store.make_bucket():
+                log.info("bucket made", bucket=self._contents.settings().bucket)
+            known = store
+            if not started:
+                task_status.started()
+                started = True
+            await self.move(epoch)
+            await self.remove(epoch)
+            await trio.sleep(ROUND_SECONDS)
+
+    async def move(self, epoch: int) -> int:
+        """Move all that is too large to stay; how many were moved."""
+        moved = 0
+        last = None
+        while found := await objects.to_move(self._database, least=self._contents.settings().inline_below, after=last):
+            last = found[-1]
+            moved += await self._move(found, epoch)
+        if moved:
+            log.debug("content moved to the object store", artifacts=moved)
+        return moved
+
+    async def remove(self, epoch: int) -> int:
+        """Remove all that nothing refers to; how many were removed."""
+        store = await self._contents.store()
+        removed = 0
+        while True:
+            async with objects.removing(self._database, epoch=epoch) as urls:
+                for url in urls:
+                    bucket, key = place(url)
+                    await store.remove(key, bucket=bucket)
+            removed += len(urls)
+            if len(urls) < objects.BATCH:
+                return removed
+
+    async def _move(self, found: Sequence[ToMove], epoch: int) -> int:
+        """Store these, some at once. What is stored is taken note of, also when another one fails."""
+        stored: list[Moved] = []
+        failures: list[Unavailable | Misconfigured] = []
+        places = trio.CapacityLimiter(AT_ONCE)
+
+        async def put(artifact: ToMove) -> None:
+            async with places:
+                try:
+                    if not failures and artifact.id not in self._contents.damaged:
+                        stored.append(await self._put(artifact))
+                except (Unavailable, Misconfigured) as failure:
+                    failures.append(failure)
+                except NotFound:  # it was deleted meanwhile
+                    pass
+                except Damaged:
+                    await self._contents.report(self._database, artifact.id, "in the database, where it stays")
+
+        async with trio.open_nursery() as nursery:
+            for artifact in found:
+                nursery.start_soon(put, artifact)
+        moved = await objects.moved(self._database, stored, epoch=epoch) if stored else 0
+        if failures:
+            raise failures[0]
+        return moved
+
+    async def _put(self, artifact: ToMove) -> Moved:
+        """Store one content."""
+        bucket, prefix = self._contents.settings().bucket, self._contents.settings().prefix
+        key = f"{prefix}artifacts/{artifact.task_id}/{artifact.id}"
+        content = await artifacts.content(self._database, self._contents, artifact.id)
+        if content.size != artifact.size:
+            raise Damaged
+        digest = hashlib.sha256()
+
+        async def read(at: int) -> bytes:
+            piece = await content.piece_at(at)
+            digest.update(piece)
+            if at + len(piece) == artifact.size and artifact.sha256 not in (None, digest.hexdigest()):
+                raise Damaged
+            return piece
+
+        store = await self._contents.store()
+        await store.put(key, artifact.size, read, content_type=content.content_type, bucket=bucket)
+        return Moved(artifact.id, f"{SCHEME}{bucket}/{key}", content.content_type, artifact.in_pieces)

@@ -1,0 +1,1 @@
+DROP INDEX IF EXISTS runtime_artifacts_here;

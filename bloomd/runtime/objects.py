@@ -1,0 +1,155 @@
+"""What is to be moved to the object store, and what is to be removed from it: the database's side of both.
+
+::
+
+    completion, upload:     content is in PostgreSQL ── TO_MOVE ─▶ in the store, too ── MOVED ─▶ there only: `url`
+    retention, collection:  `objects_left` ── LEFT ─▶ not in the store any more ── REMOVED ─▶ forgotten
+
+The key is made of the ids of the task and the artifact, so each step can be repeated: a crash between two of them costs
+one more call to the store.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from bloomd.runtime.database import Database, rows
+from bloomd.runtime.ids import Id
+
+SCHEME = "minio://"
+
+# Arbitrary. Whoever reads objects that a snapshot of the database refers to holds it shared, in a session of his own;
+# none is removed meanwhile.
+OBJECTS_LOCK = 0x626F626A73  # "bobjs"
+
+TO_MOVE = """
+SELECT id, task_id, size, sha256, content IS NULL AS in_pieces
+  FROM runtime_artifacts
+ WHERE url IS NULL
+   AND size >= %(least)s
+   AND (size, id) > (%(size)s, %(after)s)
+ ORDER BY size, id
+ LIMIT %(batch)s
+"""
+
+# The pieces are deleted by whoever collects uploads, a few at a time.
+MOVED = """
+WITH said AS (
+    SELECT * FROM jsonb_to_recordset(%(said)s) AS said (
+               id varchar, url varchar, content_type varchar, in_pieces boolean)
+), found AS (
+    SELECT runtime_artifacts.id
+      FROM runtime_artifacts
+      JOIN said ON said.id = runtime_artifacts.id
+     ORDER BY runtime_artifacts.id
+       FOR UPDATE OF runtime_artifacts
+), moved AS (
+    UPDATE runtime_artifacts
+       SET url = said.url, content = NULL, content_type = said.content_type
+      FROM said
+      JOIN found ON found.id = said.id
+     WHERE runtime_artifacts.id = said.id AND runtime_artifacts.url IS NULL AND bloom_leads(%(epoch)s)
+    RETURNING runtime_artifacts.id, runtime_artifacts.lease_id, said.in_pieces
+), pieces AS (
+    INSERT INTO uploads SELECT id, lease_id FROM moved WHERE in_pieces ON CONFLICT DO NOTHING
+), forgotten AS (
+    INSERT INTO objects_left
+    SELECT url, bloom_now_ms()
+      FROM said
+     WHERE id NOT IN (SELECT id FROM found) AND bloom_leads(%(epoch)s)
+        ON CONFLICT DO NOTHING
+)
+SELECT id FROM moved
+"""
+
+LEFT = """
+SELECT url AS id
+  FROM objects_left
+ WHERE pg_try_advisory_xact_lock(%(lock)s) AND bloom_leads(%(epoch)s)
+ ORDER BY since, url
+ LIMIT %(batch)s
+   FOR UPDATE SKIP LOCKED
+"""
+
+REMOVED = "DELETE FROM objects_left WHERE url = ANY (%(urls)s)"
+
+# What one statement decides about, and what one transaction waits for the store to remove.
+BATCH = 32
+
+# A backlog of any length is counted to this number: nobody needs it more exactly.
+COUNTED = 10_000
+
+BACKLOG = """
+SELECT moving.count, moving.bytes, removing.count AS to_remove
+  FROM (SELECT count(*), coalesce(sum(size), 0)::bigint AS bytes
+          FROM (SELECT size FROM runtime_artifacts WHERE url IS NULL AND size >= %(least)s LIMIT %(counted)s) AS found
+       ) AS moving,
+       (SELECT count(*) FROM (SELECT FROM objects_left LIMIT %(counted)s) AS found) AS removing
+"""
+
+
+class ToMove(msgspec.Struct, frozen=True):
+    """An artifact whose content is too large to stay."""
+
+    id: str
+    task_id: str
+    size: int
+    sha256: str | None
+    in_pieces: bool
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """One that the store has by now."""
+
+    id: str
+    url: str
+    content_type: str
+    in_pieces: bool
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What is still to be done, up to `COUNTED` of each."""
+
+    count: int
+    bytes: int
+    to_remove: int
+
+
+async def to_move(database: Database, *, least: int, after: ToMove | None) -> list[ToMove]:
+    """Some artifacts of this size (bytes) or more whose content is in PostgreSQL, the smallest first."""
+    size, id = (after.size, after.id) if after else (0, "")
+    return await database.rows(ToMove, TO_MOVE, least=least, size=size, after=id, batch=BATCH)
+
+
+async def moved(database: Database, said: Sequence[Moved], *, epoch: int) -> int:
+    """Take note, as the leader of this epoch, that the store has these contents; the database forgets its own.
+
+    One whose artifact is gone by now is left for removal.
+    """
+    done = await database.rows(Id, MOVED, said=Jsonb(msgspec.to_builtins(list(said))), epoch=epoch)
+    return len(done)
+
+
+@asynccontextmanager
+async def removing(database: Database, *, epoch: int) -> AsyncGenerator[list[str]]:
+    """Some objects that nothing refers to. They are forgotten at the end of the block, which removes them.
+
+    None while somebody holds `OBJECTS_LOCK`.
+
+    Raises:
+        Unavailable: the database is away; or what the block raises: they are not forgotten, then.
+    """
+    async with database.transaction() as connection:
+        left = await rows(connection, Id, LEFT, {"lock": OBJECTS_LOCK, "epoch": epoch, "batch": BATCH})
+        urls = [each.id for each in left]
+        yield urls
+        if urls:
+            await connection.execute(REMOVED, {"urls": urls})
+
+
+async def backlog(database: Database, *, least: int) -> Backlog:
+    """What there is to move, of this size (bytes) or more, and to remove."""
+    [found] = await database.rows(Backlog, BACKLOG, least=least, counted=COUNTED)
+    return found
