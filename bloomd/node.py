@@ -76,7 +76,7 @@ class Node:
             self.database, self.wakeups, refresh_seconds=lambda: self.settings.workers.offline_after / 3
         )
         self.leadership = Leadership(self.database, self.name)
-        self.stats = Counter(self.database)
+        self.stats = Counter(self.database, self._too_large)
         self.keys = KeyRing(self.database)
         self.contents = Contents(lambda: self.settings.minio)
         self.lag = LoopLag()
@@ -118,6 +118,10 @@ class Node:
         """The rules for another attempt, as they are set now."""
         tasks = self.settings.tasks
         return Retry(tasks.retry_delay, tasks.retry_delay_max, tasks.retry_errors)
+
+    def _too_large(self) -> int | None:
+        minio = self.settings.minio
+        return None if minio.endpoint is None else minio.inline_below
 
     def tell_progress(self, lease: Lease, beat: Beat) -> None:
         """Let those who follow the events know how far a worker has come; no entry of the audit trail says so."""

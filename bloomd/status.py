@@ -11,6 +11,7 @@ from bloomd.control.answers import (
     ClockJump,
     LastReload,
     Leader,
+    Objects,
     Pause,
     Probe,
     Process,
@@ -54,6 +55,7 @@ async def status(node: Node) -> Status:
         workers=_workers(stats) if stats else None,
         leader=_leader(node),
         sync=_sync(node),
+        objects=_objects(node, stats) if stats and node.settings.minio.endpoint else None,
         process=_process(node),
         reload=_last_reload(node),
         next=next((reason.next for reason in found if reason.next), None),
@@ -70,6 +72,8 @@ def notices(node: Node) -> list[str]:
         found.append(ONLY_WORKERS)
     if node.logs.level != node.settings.log.level:
         found.append(f"the log level is {node.logs.level} until the next reload")
+    if damaged := sorted(node.contents.damaged):
+        found.append(f"the content of {', '.join(damaged[:3])}{' and others' * (len(damaged) > 3)} is damaged")
     if node.pending_restart:
         found.append(f"changed, and in force after a restart of bloomd: {', '.join(sorted(node.pending_restart))}")
     return found
@@ -169,6 +173,15 @@ def _sync(node: Node) -> Sync:
         failures=sync.failures,
         error=sync.error,
         agents=sync.agents,
+    )
+
+
+def _objects(node: Node, stats: Stats) -> Objects:
+    return Objects(
+        to_move=stats.to_move,
+        to_move_bytes=stats.to_move_bytes,
+        to_remove=stats.to_remove,
+        damaged=sorted(node.contents.damaged),
     )
 
 

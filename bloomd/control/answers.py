@@ -118,6 +118,16 @@ class LastReload(TypedDict):
     summary: str
 
 
+class Objects(TypedDict):
+    to_move: int
+    """Contents that are still in PostgreSQL only, up to some thousands."""
+    to_move_bytes: int
+    to_remove: int
+    """Objects that nothing refers to any more."""
+    damaged: list[str]
+    """Artifacts whose content was seen not to be what its sha256 says, since this daemon started."""
+
+
 class Status(TypedDict):
     schema: int
     verdict: Verdict
@@ -133,6 +143,8 @@ class Status(TypedDict):
     leader: Leader | None
     """Who sweeps, mirrors and polls for all nodes; null when that is not known."""
     sync: Sync
+    objects: Objects | None
+    """Null without an object store, and while nothing can be counted."""
     process: Process
     reload: LastReload | None
     next: str | None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Keys,
         Leader,
         LogLevel,
+        Objects,
         Pong,
         Probe,
         Probes,
@@ -81,6 +82,8 @@ def status(answer: Status, look: Look) -> Iterator[str]:
     leader = answer.get("leader")
     yield from section(_leader(leader, look), look, label="leader", lead="unknown")
     yield from section(_sync(answer["sync"], leader, look), look, label="sync", lead="not configured")
+    if objects := answer.get("objects"):
+        yield from section(_objects(objects), look, label="objects")
     yield from _process(answer["process"], look)
     if last := answer["reload"]:
         result = "ok" if last["ok"] else "failed"
@@ -305,6 +308,14 @@ def _sync(sync: Sync, leader: Leader | None, look: Look) -> str:
     if not sync["failures"]:
         return last + agents
     return f"{last}{agents}, {count(sync['failures'], 'failure')} in a row: {sync['error']}"
+
+
+def _objects(objects: Objects) -> str:
+    moving, removing = objects["to_move"], objects["to_remove"]
+    left = [f"{count(moving, 'content')} to move ({objects['to_move_bytes'] / 2**20:.1f} MiB)"] if moving else []
+    left += [f"{count(removing, 'object')} to remove"] if removing else []
+    left += [f"{count(len(objects['damaged']), 'content')} damaged"] if objects["damaged"] else []
+    return ", ".join(left) or "all moved"
 
 
 def _process(process: Process, look: Look) -> Iterator[str]:

@@ -78,15 +78,14 @@ REMOVED = "DELETE FROM objects_left WHERE url = ANY (%(urls)s)"
 # What one statement decides about, and what one transaction waits for the store to remove.
 BATCH = 32
 
-# A backlog of any length is counted to this number: nobody needs it more exactly.
-COUNTED = 10_000
-
+# What is still to be done; nothing is to be moved where no size (`least`) is too large. A long
+# backlog is not counted to its end.
 BACKLOG = """
-SELECT moving.count, moving.bytes, removing.count AS to_remove
+SELECT moving.count AS to_move, moving.bytes AS to_move_bytes, removing.count AS to_remove
   FROM (SELECT count(*), coalesce(sum(size), 0)::bigint AS bytes
-          FROM (SELECT size FROM runtime_artifacts WHERE url IS NULL AND size >= %(least)s LIMIT %(counted)s) AS found
-       ) AS moving,
-       (SELECT count(*) FROM (SELECT FROM objects_left LIMIT %(counted)s) AS found) AS removing
+          FROM (SELECT size FROM runtime_artifacts WHERE url IS NULL AND size >= %(least)s::bigint LIMIT 10000)
+            AS found) AS moving,
+       (SELECT count(*) FROM (SELECT FROM objects_left LIMIT 10000) AS found) AS removing
 """
 
 
@@ -107,14 +106,6 @@ class Moved(msgspec.Struct, frozen=True):
     url: str
     content_type: str
     in_pieces: bool
-
-
-class Backlog(msgspec.Struct, frozen=True):
-    """What is still to be done, up to `COUNTED` of each."""
-
-    count: int
-    bytes: int
-    to_remove: int
 
 
 async def to_move(database: Database, *, least: int, after: ToMove | None) -> list[ToMove]:
@@ -147,9 +138,3 @@ async def removing(database: Database, *, epoch: int) -> AsyncGenerator[list[str
         yield urls
         if urls:
             await connection.execute(REMOVED, {"urls": urls})
-
-
-async def backlog(database: Database, *, least: int) -> Backlog:
-    """What there is to move, of this size (bytes) or more, and to remove."""
-    [found] = await database.rows(Backlog, BACKLOG, least=least, counted=COUNTED)
-    return found

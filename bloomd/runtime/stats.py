@@ -1,13 +1,17 @@
 """How much of everything there is: a snapshot, at most a second old, that any number of askers share."""
 
+from collections.abc import Callable
+from typing import LiteralString
+
 import msgspec
 import trio
 
 from bloomd.errors import Unavailable, one_line
 from bloomd.runtime.database import Database
+from bloomd.runtime.objects import BACKLOG
 
-COUNT = """
-SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
+COUNT: LiteralString = f"""
+SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{{}}')
           FROM (SELECT substr(name, 6) AS status, sum(change) AS tasks
                   FROM tallies
                  WHERE name LIKE 'task:%%'
@@ -31,7 +35,9 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{}')
        NOT bloom_queue_is_open()                                                               AS paused,
        (SELECT until FROM queue_state)                                                         AS paused_until,
        (SELECT reason FROM queue_state)                                                        AS pause_reason,
+       backlog.*,
        bloom_now_ms()                                                                          AS at
+  FROM ({BACKLOG}) AS backlog
 """
 
 # Adds the tallies up, when there are so many that reading them takes a while. What is written meanwhile stays beside.
@@ -76,6 +82,11 @@ class Stats(msgspec.Struct, frozen=True):
     paused_until: int | None
     """When the pause ends, or has ended, by itself."""
     pause_reason: str | None
+    to_move: int
+    """Contents that the object store does not have yet; this and the next two up to some thousands."""
+    to_move_bytes: int
+    to_remove: int
+    """Objects that nothing refers to any more."""
     at: int
     """When this was counted, by the database's clock."""
 
@@ -96,8 +107,10 @@ class Counter:
     a server that is frozen takes seconds.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, too_large: Callable[[], int | None] = lambda: None) -> None:
+        """`too_large`: from how many bytes on a content belongs in the object store; None when there is none."""
         self._database = database
+        self._too_large = too_large
         self._asked = trio.Event()
         self._answered = trio.Event()
         self._latest: Stats | Unavailable = Unavailable("nothing has been counted yet")
@@ -118,7 +131,7 @@ class Counter:
             self._forgotten = False
             fresh_until = trio.current_time() + FRESH_SECONDS
             try:
-                [self._latest] = await self._database.rows(Stats, COUNT)
+                [self._latest] = await self._database.rows(Stats, COUNT, least=self._too_large())
                 self._fresh_until = -1.0 if self._forgotten else fresh_until
             except Exception as error:
                 self._latest = Unavailable(f"nothing could be counted: {one_line(error)}")

@@ -14,6 +14,7 @@ from bloomd.objects.mover import Mover
 from bloomd.runtime import artifacts, completion, leases, objects, results, uploads
 from bloomd.runtime.model import Completion, Retry
 from bloomd.runtime.refusals import NotFound
+from bloomd.runtime.stats import Counter
 from bloomd.runtime.uploads import NewArtifact
 from bloomd.settings.model import Minio
 
@@ -267,12 +268,15 @@ async def test_what_the_nodejs_runtime_has_stored_is_read_like_the_rest(db, sql,
         await content.piece_at(0)
 
 
-async def test_the_backlog_is_told(db, sql, contents, complete):
+async def test_the_backlog_is_counted(db, sql, nursery, complete):
     for output in ("small", TEXT, TEXT):
         await complete(output)
     sql("INSERT INTO objects_left VALUES ('minio://artifacts/a', 1)")
-    found = await objects.backlog(db, least=4096)
-    assert found == objects.Backlog(count=2, bytes=2 * len(TEXT.encode()), to_remove=1)
+    for too_large, expected in ((4096, (2, 2 * len(TEXT.encode()), 1)), (None, (0, 0, 1))):
+        counter = Counter(db, lambda value=too_large: value)
+        await nursery.start(counter.run)
+        stats = await counter.read()
+        assert (stats.to_move, stats.to_move_bytes, stats.to_remove) == expected
 
 
 async def test_it_makes_its_bucket_and_goes_on_with_other_settings(db, epoch, s3, complete):

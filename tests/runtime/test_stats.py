@@ -19,7 +19,7 @@ COUNTED = "SELECT status, count(*) FROM llm_tasks GROUP BY status"
 
 
 async def counts(db):
-    [counted] = await db.rows(stats.Stats, stats.COUNT)
+    [counted] = await db.rows(stats.Stats, stats.COUNT, least=None)
     return counted
 
 
@@ -101,7 +101,7 @@ async def test_all_who_ask_share_a_count_that_is_a_second_old_at_the_most(db, nu
     class Counted:
         away = None
 
-        async def rows(self, struct, query):
+        async def rows(self, struct, query, **parameters):
             nonlocal counted
             counted += 1
             await trio.sleep(0.1)
@@ -122,7 +122,7 @@ async def test_a_count_that_goes_wrong_is_told_to_who_asked(nursery, autojump_cl
     class Broken:
         away = None
 
-        async def rows(self, struct, query):
+        async def rows(self, struct, query, **parameters):
             await trio.sleep(0.1)
             raise RuntimeError("no such table")
 
@@ -151,7 +151,7 @@ async def test_what_is_forgotten_while_it_is_counted_is_counted_again(nursery, a
     class Counted:
         away = None
 
-        async def rows(self, struct, query):
+        async def rows(self, struct, query, **parameters):
             nonlocal counted
             counted += 1
             await trio.sleep(0.1)

@@ -121,6 +121,9 @@ def _queue(stats: Stats) -> Iterator[Metric]:
         "state",
         {"known": stats.workers, "online": stats.workers_online},
     )
+    yield _gauge("bloomd_objects_to_move", "Contents that the object store does not have yet.", stats.to_move)
+    yield _gauge("bloomd_objects_to_move_bytes", "Their size.", stats.to_move_bytes)
+    yield _gauge("bloomd_objects_to_remove", "Objects that nothing refers to any more.", stats.to_remove)
     yield _gauge("bloomd_capacity", "Leases that online workers may hold.", stats.capacity)
 
 
