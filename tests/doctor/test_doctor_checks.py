@@ -34,6 +34,7 @@ async def until_well(site: Site) -> None:
 
 
 async def test_a_node_that_is_well(site: Site) -> None:
+    await until_well(site)  # all of it has started
     found = await site.examine()
     assert complaints(found) == {}
     assert {name: each.found for name, each in found.items() if each.state == "skipped"} == {
