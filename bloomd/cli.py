@@ -169,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", choices=["text", "json"], default="text", help="how to print it (default: text)"
     )
     doctor.add_argument("-v", "--verbose", action="store_true", help="show also what is well or was not looked at")
+    doctor.add_argument(
+        "--objects",
+        action="store_true",
+        help="compare the object store with the database instead: orphans (exit code 1), missing objects (2)",
+    )
+    doctor.add_argument("--fix", action="store_true", help="with --objects: have the leader remove the orphans")
 
     migrating = command(
         "migrate",
@@ -275,6 +281,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.objects:
+        from bloomd.doctor.objects import main as compare
+
+        return compare(_reader(options), fix=options.fix, output=options.output)
+    if options.fix:
+        print("bloomd doctor: --fix goes with --objects", file=sys.stderr)
+        return USAGE
     from bloomd.doctor.report import main
 
     named = {"-c": _file(options), "--env-file": options.env_file}

@@ -6,7 +6,7 @@ _bloomd() {
         ['bloomd run']='-h --help -c --config --env-file'
         ['bloomd dev']='-h --help --dir --port --bind --allow-unauthenticated --allow-host --worker --membridge-port --no-membridge'
         ['bloomd check']='-h --help -c --config --env-file --print'
-        ['bloomd doctor']='-h --help -c --config --env-file -o --output -v --verbose'
+        ['bloomd doctor']='-h --help -c --config --env-file -o --output -v --verbose --objects --fix'
         ['bloomd migrate']='-h --help -c --config --env-file --status --to --yes'
         ['bloomd worker']='-h --help -c --config --server --name --token-file --max-concurrency --label --root'
     )

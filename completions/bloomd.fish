@@ -76,6 +76,8 @@ complete -c bloomd -n '__bloomd_at bloomd doctor' -s c -l config -r -F -d 'the c
 complete -c bloomd -n '__bloomd_at bloomd doctor' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
 complete -c bloomd -n '__bloomd_at bloomd doctor' -s o -l output -x -a 'text json' -d 'how to print it (default: text)'
 complete -c bloomd -n '__bloomd_at bloomd doctor' -s v -l verbose -d 'show also what is well or was not looked at'
+complete -c bloomd -n '__bloomd_at bloomd doctor' -l objects -d 'compare the object store with the database instead: orphans (exit code 1), missing objects (2)'
+complete -c bloomd -n '__bloomd_at bloomd doctor' -l fix -d 'with --objects: have the leader remove the orphans'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'

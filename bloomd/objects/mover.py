@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from bloomd.errors import Misconfigured, Unavailable
 from bloomd.objects.contents import Contents, place
+from bloomd.objects.together import for_each
 from bloomd.runtime import artifacts, objects
 from bloomd.runtime.database import Database
 from bloomd.runtime.objects import SCHEME, Moved, ToMove
@@ -83,27 +83,22 @@ class Mover:
     async def _move(self, found: Sequence[ToMove], epoch: int) -> int:
         """Store these, some at once. What is stored is taken note of, also when another one fails."""
         stored: list[Moved] = []
-        failures: list[Unavailable | Misconfigured] = []
-        places = trio.CapacityLimiter(AT_ONCE)
 
         async def put(artifact: ToMove) -> None:
-            async with places:
-                try:
-                    if not failures and artifact.id not in self._contents.damaged:
-                        stored.append(await self._put(artifact))
-                except (Unavailable, Misconfigured) as failure:
-                    failures.append(failure)
-                except NotFound:  # it was deleted meanwhile
-                    pass
-                except Damaged:
-                    await self._contents.report(self._database, artifact.id, "in the database, where it stays")
+            try:
+                if artifact.id not in self._contents.damaged:
+                    stored.append(await self._put(artifact))
+            except NotFound:  # it was deleted meanwhile
+                pass
+            except Damaged:
+                await self._contents.report(self._database, artifact.id, "in the database, where it stays")
 
-        async with trio.open_nursery() as nursery:
-            for artifact in found:
-                nursery.start_soon(put, artifact)
-        moved = await objects.moved(self._database, stored, epoch=epoch) if stored else 0
-        if failures:
-            raise failures[0]
+        moved = 0
+        try:
+            await for_each(found, put, at_once=AT_ONCE)
+        finally:
+            if stored:
+                moved = await objects.moved(self._database, stored, epoch=epoch)
         return moved
 
     async def _put(self, artifact: ToMove) -> Moved:

@@ -89,6 +89,30 @@ SELECT moving.count AS to_move, moving.bytes AS to_move_bytes, removing.count AS
 """
 
 
+# Of objects under these urls, those that no artifact refers to, or is about to: the name of an object of ours is the id
+# of its artifact, which was there first. The Node.js runtime's have other names.
+UNREFERRED = """
+SELECT url AS id
+  FROM unnest(%(urls)s::varchar[], %(tasks)s::varchar[], %(names)s::varchar[]) AS said (url, task_id, name)
+ WHERE NOT EXISTS (SELECT FROM runtime_artifacts WHERE id = said.name)
+   AND NOT EXISTS (SELECT FROM runtime_artifacts WHERE task_id = said.task_id AND url = said.url)
+   AND NOT EXISTS (SELECT FROM objects_left WHERE objects_left.url = said.url)
+"""
+
+REFERRED = """
+SELECT id, task_id, url, size
+  FROM runtime_artifacts
+ WHERE id > %(after)s AND url LIKE %(scheme)s || '%%'
+ ORDER BY id
+ LIMIT %(many)s
+"""
+
+LEAVE = "INSERT INTO objects_left SELECT unnest(%(urls)s::varchar[]), bloom_now_ms() ON CONFLICT DO NOTHING"
+
+# Looked at by one statement.
+MANY = 500
+
+
 class ToMove(msgspec.Struct, frozen=True):
     """An artifact whose content is too large to stay."""
 
@@ -106,6 +130,15 @@ class Moved(msgspec.Struct, frozen=True):
     url: str
     content_type: str
     in_pieces: bool
+
+
+class Referred(msgspec.Struct, frozen=True):
+    """An artifact whose content is in the object store."""
+
+    id: str
+    task_id: str
+    url: str
+    size: int | None
 
 
 async def to_move(database: Database, *, least: int, after: ToMove | None) -> list[ToMove]:
@@ -138,3 +171,20 @@ async def removing(database: Database, *, epoch: int) -> AsyncGenerator[list[str
         yield urls
         if urls:
             await connection.execute(REMOVED, {"urls": urls})
+
+
+async def unreferred(database: Database, urls: Sequence[str]) -> list[str]:
+    """Those of these objects that no artifact refers to, and that are not to be removed already."""
+    ends = [url.rsplit("/", 2)[-2:] for url in urls]
+    tasks, names = [task for task, _ in ends], [name for _, name in ends]
+    return [each.id for each in await database.rows(Id, UNREFERRED, urls=list(urls), tasks=tasks, names=names)]
+
+
+async def referred(database: Database, *, after: str) -> list[Referred]:
+    """Some artifacts whose content is in the object store, by id, from after this one on."""
+    return await database.rows(Referred, REFERRED, after=after, scheme=SCHEME, many=MANY)
+
+
+async def leave(database: Database, urls: Sequence[str]) -> None:
+    """Have the leader remove these objects."""
+    await database.execute(LEAVE, urls=list(urls))

@@ -1,11 +1,13 @@
 """Artifacts in the object store, in a real daemon: whatever becomes of it, no completion waits and nothing is lost."""
 
 import hashlib
+import json
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from bloomd_process import Bloomd
 from s3_server import ACCESS, SECRET, Line, S3Server, s3_server
@@ -200,3 +202,23 @@ def test_each_reads_back_whoever_is_killed_while_they_move(bloomd, s3: S3Server)
         read = content(daemon, artifact["id"]).content
         assert hashlib.sha256(read).hexdigest() == hashlib.sha256(expected).hexdigest() == artifact["sha256"]
     assert outputs == {}
+
+
+def test_the_doctor_compares_object_by_object(daemon: Bloomd, s3: S3Server) -> None:
+    artifact = complete(daemon, TEXT)
+    eventually(lambda: is_moved(daemon, artifact["id"]))
+    well = daemon.run("doctor", "--objects")
+    assert (well.returncode, well.stderr) == (0, "")
+    assert well.stdout == "1 objects (0.0 MiB) in the bucket artifacts\n"
+    assert daemon.http.get("/api/runtime/artifacts").status_code == 200
+    with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
+        connection.execute("UPDATE runtime_artifacts SET url = url || 'x'")
+    missing = daemon.run("doctor", "--objects", "-o", "json")
+    assert missing.returncode == 2
+    told = json.loads(missing.stdout)["inventory"]
+    assert ([each["id"] for each in told["missing"]], told["orphans"]) == ([artifact["id"]], [])
+    assert "1 missing" in daemon.run("doctor", "--objects").stdout
+    assert daemon.run("doctor", "--fix").returncode == 64
+    daemon.settings["minio.endpoint"] = None
+    none = daemon.run("doctor", "--objects")
+    assert (none.returncode, "no object store is configured" in none.stderr) == (78, True)
