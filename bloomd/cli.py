@@ -1,4 +1,4 @@
-"""`bloomd`: run, dev, check, doctor, migrate, worker.
+"""`bloomd`: run, dev, check, doctor, migrate, backup, restore, worker.
 
 A worker's machine has this command, too, but not what a daemon imports (`http/install`): so that is imported by the
 commands that need it.
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import trio
 
 from bloomd import __version__
+from bloomd.backup.options import BACKUP, BACKUP_MORE, RESTORE, RESTORE_MORE, takes_backup, takes_restore
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.membridge import USUAL_PORT
 from bloomd.postgres import Connection, Pool
@@ -35,6 +36,8 @@ _EPILOG = {
     "check": "example: bloomd check -c bloomd.yaml --print",
     "doctor": "exit codes: 0 all is well, 1 there are warnings, 2 there are errors; example: bloomd doctor -v",
     "migrate": "example: bloomd migrate --to 0 --status",
+    "backup": "example: bloomd backup -o /var/backups/bloomd.tar",
+    "restore": "example: bloomd restore /var/backups/bloomd.tar --dry-run",
     "worker": "example: bloomd worker --server https://bloom.example.org --token-file token --max-concurrency 2",
 }
 
@@ -130,7 +133,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a name by which browsers may ask for it while no key is set; repeatable, * for any",
     )
-
     dev.add_argument(
         "--worker",
         action="store_true",
@@ -193,6 +195,15 @@ def _parser() -> argparse.ArgumentParser:
         help="bring the schema to version N, forward or back; 0 is the schema of the Node.js runtime",
     )
     migrating.add_argument("--yes", action="store_true", help="do not ask before something is lost on the way back")
+
+    backup = command("backup", BACKUP, _backup, BACKUP_MORE)
+    takes_file(backup)
+    takes_env_file(backup)
+    takes_backup(backup)
+    restore = command("restore", RESTORE, _restore, RESTORE_MORE)
+    takes_file(restore)
+    takes_env_file(restore)
+    takes_restore(restore)
 
     working = command(
         "worker",
@@ -263,6 +274,18 @@ def _worker(options: argparse.Namespace) -> int:
     told = {f"worker.{key}": value for key in keys if (value := getattr(options, key)) is not None}
     main(load(_file(options), environ=os.environ, options=told))
     return OK
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from bloomd.backup.command import backup
+
+    return backup(_reader(options)(), _file(options), options)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from bloomd.backup.command import restore
+
+    return restore(_reader(options), options)
 
 
 def _check(options: argparse.Namespace) -> int:

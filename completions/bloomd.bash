@@ -8,10 +8,12 @@ _bloomd() {
         ['bloomd check']='-h --help -c --config --env-file --print'
         ['bloomd doctor']='-h --help -c --config --env-file -o --output -v --verbose --objects --fix'
         ['bloomd migrate']='-h --help -c --config --env-file --status --to --yes'
+        ['bloomd backup']='-h --help -c --config --env-file -o --output --force'
+        ['bloomd restore']='-h --help -c --config --env-file --into --dry-run --replace'
         ['bloomd worker']='-h --help -c --config --server --name --token-file --max-concurrency --label --root'
     )
     local -A words=(
-        ['bloomd']='run dev check doctor migrate worker'
+        ['bloomd']='run dev check doctor migrate backup restore worker'
     )
     local current=${COMP_WORDS[COMP_CWORD]} path=bloomd value='' word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
@@ -22,6 +24,7 @@ _bloomd() {
             continue
         fi
         case "$path $word" in
+            'bloomd backup -o' | 'bloomd backup --output') value='@default' ;;
             *' -c' | *' --config') value='@default' ;;
             *' --env-file') value='@default' ;;
             *' --dir') value='@dirnames' ;;
@@ -31,6 +34,7 @@ _bloomd() {
             *' --membridge-port') value='@' ;;
             *' -o' | *' --output') value='text json' ;;
             *' --to') value='@' ;;
+            *' --into') value='@' ;;
             *' --server') value='@' ;;
             *' --name') value='@' ;;
             *' --token-file') value='@default' ;;

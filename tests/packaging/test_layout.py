@@ -21,7 +21,7 @@ LAYERS = (
     {"status"},
     {"verdict"},
     {"node"},
-    {"membridge", "probes", "worker"},
+    {"membridge", "probes", "worker", "backup"},
     {"objects"},  # the probe of MinIO asks through it
     {"runtime"},
     {"postgres", "supervisor", "settings", "exchange", "unixsocket", "notify", "logs"},

@@ -18,7 +18,7 @@ def fake(directory: Path, version: str) -> Path:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *directories: Path) -> None:
-    monkeypatch.setattr(binaries, "_candidates", lambda: iter(directories))
+    monkeypatch.setattr(binaries, "_candidates", lambda program="postgres": iter(directories))
 
 
 def test_the_command_prints_where_they_are() -> None:

@@ -1,0 +1,264 @@
+"""The archive: an uncompressed tar (the dump in it is compressed) that says what it is, and whether it is whole.
+
+    bloomd-backup.json     what this is
+    database.dump          pg_dump's custom format
+    configuration/N-NAME   files of the configuration
+    manifest.json          size and sha256 of each of those, and how many rows each table has
+
+The manifest comes last: an archive without one was cut off. It carries its own sha256.
+"""
+
+import hashlib
+import os
+import re
+import tarfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from bloomd.errors import Misconfigured, Unavailable
+
+FORMAT = 1
+HEAD, DUMP, MANIFEST = "bloomd-backup.json", "database.dump", "manifest.json"
+WARNING = "This archive holds secrets: whoever reads it can do what the runtime can."
+
+CHUNK = 1 << 20
+# Both are read into memory at once.
+LONGEST_JSON = 256 << 20
+
+_NAMES = re.compile(r"bloomd-backup\.json|database\.dump|configuration/\d+-[^/\0]+|manifest\.json")
+
+
+class BadArchive(Exception):
+    """The file is no archive of ours, or not whole. Nothing was changed."""
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What the archive is, for whoever looks into it first."""
+
+    format: int
+    warning: str
+    bloomd: str
+    schema: int
+    """The version of the database's schema; 0 is that of the Node.js runtime."""
+    server: str
+    pg_dump: int
+    """Its major version. An older pg_restore does not read the dump."""
+    made_at: str
+    host: str
+
+
+class Member(msgspec.Struct, frozen=True):
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    members: dict[str, Member]
+    rows: dict[str, int]
+    """How many each table has, by schema and name."""
+    configuration: dict[str, str]
+    """Where each file of the configuration was."""
+
+
+class _Sealed(msgspec.Struct):
+    manifest: msgspec.Raw
+    sha256: str
+
+
+class Writer:
+    """Writes an archive beside its place, and moves it there when it is whole. Blocks."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._members: dict[str, Member] = {}
+        self._name, self._start, self._size, self._digest = "", 0, 0, hashlib.sha256()
+
+    def begin(self, name: str) -> None:
+        """What is written from now on is this member."""
+        self._name, self._start, self._size, self._digest = name, self._file.tell(), 0, hashlib.sha256()
+        self._file.write(_header(name, 0))
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._size += len(data)
+
+    def end(self) -> None:
+        """Its size is known only now: its header is written once more."""
+        self._file.write(bytes(-self._size % tarfile.BLOCKSIZE))
+        end = self._file.tell()
+        self._file.seek(self._start)
+        self._file.write(_header(self._name, self._size))
+        self._file.seek(end)
+        self._members[self._name] = Member(self._size, self._digest.hexdigest())
+
+    def add(self, name: str, data: bytes) -> None:
+        self.begin(name)
+        self.write(data)
+        self.end()
+
+    def seal(self, *, rows: dict[str, int], configuration: dict[str, str]) -> None:
+        """The manifest, and the end of the archive."""
+        manifest = Manifest(members=dict(self._members), rows=rows, configuration=configuration)
+        encoded = msgspec.json.encode(manifest)
+        sealed = _Sealed(msgspec.Raw(encoded), hashlib.sha256(encoded).hexdigest())
+        self.add(MANIFEST, msgspec.json.encode(sealed))
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+@contextmanager
+def writing(target: Path, *, force: bool) -> Generator[Writer]:
+    """An archive that is at its place after the block, whole and on the disk; or nothing of it, if the block raises.
+
+    Raises:
+        Misconfigured: there is such a file already, and no `force`; or one that another backup is writing.
+        Unavailable: it cannot be written.
+    """
+    part = target.with_name(target.name + ".part")
+    if not force and os.path.lexists(target):
+        raise Misconfigured(f"{target} is there already: name another file, or say --force")
+    try:
+        # Neither a file that is there nor a link is followed.
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise Misconfigured(f"{part} is there: a backup is being made, or was killed; then remove it") from error
+    except OSError as error:
+        raise Unavailable(f"{part}: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield Writer(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Unavailable(f"{target}: {error.strerror}") from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+class Archive:
+    """An archive that was found whole: what it says, and its contents by name. Blocks."""
+
+    def __init__(self, file: BinaryIO, head: Head, manifest: Manifest, places: dict[str, int]) -> None:
+        self._file = file
+        self.head = head
+        self.manifest = manifest
+        self._places = places
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A member's content."""
+        at = self._places[name]
+        end = at + self.manifest.members[name].size
+        while at < end:
+            data = os.pread(self._file.fileno(), min(CHUNK, end - at), at)
+            if not data:
+                raise BadArchive("the archive has become shorter")
+            yield data
+            at += len(data)
+
+
+def read(file: BinaryIO, *, passed: Callable[[int], None]) -> Archive:
+    """Read an archive from its beginning to its end, and believe it only then.
+
+    Args:
+        passed: told how many bytes more were read, every now and then.
+
+    Raises:
+        BadArchive: the text says what is wrong.
+    """
+    found: dict[str, Member] = {}
+    places: dict[str, int] = {}
+    kept: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                name = member.name
+                _refuse_strange(member, first=not found, seen=name in found or MANIFEST in found)
+                content = tar.extractfile(member)
+                assert content is not None  # a regular file
+                digest, keep = hashlib.sha256(), bytearray()
+                while data := content.read(CHUNK):
+                    digest.update(data)
+                    if name in (HEAD, MANIFEST):
+                        keep += data
+                    passed(len(data))
+                found[name], places[name] = Member(member.size, digest.hexdigest()), member.offset_data
+                kept[name] = bytes(keep)
+    except tarfile.ReadError as error:
+        if not found:
+            raise BadArchive("this is no backup of bloomd: not a tar archive") from error
+        raise BadArchive(f"the archive is cut off or damaged: {error}") from error
+    if MANIFEST not in found:
+        raise BadArchive("the archive is cut off: it has no manifest at its end")
+    manifest = _manifest(kept[MANIFEST])
+    del found[MANIFEST]
+    _compare(found, manifest.members)
+    return Archive(file, _head(kept[HEAD]), manifest, places)
+
+
+def _refuse_strange(member: tarfile.TarInfo, *, first: bool, seen: bool) -> None:
+    name = member.name
+    if first and name != HEAD:
+        raise BadArchive(f"this is no backup of bloomd: it does not begin with {HEAD}")
+    if member.type != tarfile.REGTYPE or member.issparse():
+        raise BadArchive(f"the archive has something other than a file: {name!r}")
+    if not _NAMES.fullmatch(name) or {"", ".", ".."} & set(name.split("/")):
+        raise BadArchive(f"the archive has a member that no backup has: {name!r}")
+    if seen:
+        raise BadArchive(f"the archive has a member too many: {name!r}")
+    if name in (HEAD, MANIFEST) and member.size > LONGEST_JSON:
+        raise BadArchive(f"{name} is too long")
+
+
+def _head(data: bytes) -> Head:
+    try:
+        told = msgspec.json.decode(data, type=dict[str, object]).get("format")
+        if told != FORMAT:
+            raise BadArchive(f"the archive has format {told!r}, this bloomd reads {FORMAT}")
+        return msgspec.json.decode(data, type=Head)
+    except msgspec.DecodeError as error:
+        raise BadArchive(f"{HEAD} is damaged") from error
+
+
+def _manifest(data: bytes) -> Manifest:
+    try:
+        sealed = msgspec.json.decode(data, type=_Sealed)
+        encoded = bytes(sealed.manifest)
+        if hashlib.sha256(encoded).hexdigest() != sealed.sha256:
+            raise BadArchive(f"{MANIFEST} is damaged: its sha256 differs")
+        return msgspec.json.decode(encoded, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BadArchive(f"{MANIFEST} is damaged") from error
+
+
+def _compare(found: dict[str, Member], told: dict[str, Member]) -> None:
+    for name in sorted(found.keys() | told.keys() | {DUMP}):
+        if name not in found:
+            raise BadArchive(f"the archive lacks {name}")
+        if name not in told:
+            raise BadArchive(f"the manifest does not know {name}")
+        if found[name] != told[name]:
+            raise BadArchive(f"{name} is damaged: its size or sha256 differs from the manifest")
+
+
+def _header(name: str, size: int) -> bytes:
+    """As long whatever the size is: the GNU format has room for any."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = size, 0o600, int(time.time())
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,103 @@
+"""A dump's SQL, run over a connection of ours.
+
+psql would do it, too, but not in one transaction with what is to be dropped before; and to psql a script may say `\\!`,
+which runs any command.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from bloomd.backup.archive import BadArchive
+from bloomd.postgres import Connection
+
+_COPY = re.compile(rb"COPY .* FROM stdin;\s*$")
+# Owners and grants are those of another server, whose users this one need not have; everything belongs to who restores.
+# The rest wants more rights than he has, or a server as new as the pg_dump.
+_LEFT_OUT = re.compile(
+    rb"ALTER .* OWNER TO .*;\s*$|(GRANT|REVOKE) .*;\s*$|ALTER DEFAULT PRIVILEGES .*;\s*$"
+    rb"|COMMENT ON (EXTENSION|SCHEMA) .*;\s*$|CREATE SCHEMA public;\s*$"
+    rb"|SET (transaction_timeout|default_table_access_method) .*;\s*$|\\(un)?restrict\b"
+)
+_QUOTES = re.compile(rb"--|'|\"|\$\w*\$")
+_END_OF_COPY = b"\\.\n"
+
+
+async def run(connection: Connection[Any], source: AsyncIterator[bytes]) -> None:
+    """Run it in the transaction that the connection is in.
+
+    Raises:
+        BadArchive: the script is more than a dump: it has commands for psql.
+        psycopg.Error: the server refuses it.
+    """
+    lines = _Lines(source)
+    text: list[bytes] = []
+    quote = None
+    while line := await lines.next():
+        if quote is None:
+            if line.startswith(b"\\") and not _LEFT_OUT.match(line):
+                raise BadArchive(f"the dump has a command for psql: {line[:40].decode(errors='replace').strip()}")
+            if _LEFT_OUT.match(line):
+                continue
+            if _COPY.match(line):
+                await connection.execute(b"".join(text))
+                text.clear()
+                async with connection.cursor().copy(line) as copy:
+                    async for rows in lines.to_end_of_copy():
+                        await copy.write(rows)
+                continue
+        quote = _quote_after(line, quote)
+        text.append(line)
+    await connection.execute(b"".join(text))
+
+
+def _quote_after(line: bytes, quote: bytes | None) -> bytes | None:
+    """The quote that is open at the end of the line, if one is, when this one was open before it."""
+    at = 0
+    while True:
+        if quote is not None:
+            at = line.find(quote, at)
+            if at < 0:
+                return quote
+            at += len(quote)
+            quote = None
+        found = _QUOTES.search(line, at)
+        if not found or found[0] == b"--":
+            return None
+        quote, at = found[0], found.end()
+
+
+class _Lines:
+    def __init__(self, source: AsyncIterator[bytes]) -> None:
+        self._source = source
+        self._waiting = b""
+
+    async def next(self) -> bytes:
+        """The next line; nothing at the end."""
+        parts: list[bytes] = []
+        while (end := self._waiting.find(b"\n")) < 0:
+            parts.append(self._waiting)
+            self._waiting = await anext(self._source, b"")
+            if not self._waiting:
+                return b"".join(parts)
+        parts.append(self._waiting[: end + 1])
+        self._waiting = self._waiting[end + 1 :]
+        return b"".join(parts)
+
+    async def to_end_of_copy(self) -> AsyncIterator[bytes]:
+        """What comes before the line that ends a COPY."""
+        while not self._waiting.startswith(_END_OF_COPY):
+            end = self._waiting.find(b"\n" + _END_OF_COPY)
+            if end >= 0:
+                yield self._waiting[: end + 1]
+                self._waiting = self._waiting[end + 1 :]
+                continue
+            # Whole lines only: the end may come in two pieces.
+            whole = self._waiting.rfind(b"\n") + 1
+            if whole:
+                yield self._waiting[:whole]
+            more = await anext(self._source, b"")
+            if not more:
+                raise BadArchive("the dump is cut off: a COPY has no end")
+            self._waiting = self._waiting[whole:] + more
+        self._waiting = self._waiting[len(_END_OF_COPY) :]
