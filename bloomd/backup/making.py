@@ -24,10 +24,11 @@ from bloomd.postgres.migrate import status
 from bloomd.runtime.schema import MIGRATIONS
 
 TABLES = """
-SELECT relnamespace::regnamespace::text AS schema, relname
+SELECT nspname, relname
   FROM pg_class
+  JOIN pg_namespace ON pg_namespace.oid = relnamespace
  WHERE relkind IN ('r', 'p')
-   AND relnamespace::regnamespace::text !~ '^pg_|^information_schema$'
+   AND nspname !~ '^pg_|^information_schema$'
  ORDER BY 1, 2
 """
 

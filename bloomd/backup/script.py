@@ -21,20 +21,23 @@ _LEFT_OUT = re.compile(
 )
 _QUOTES = re.compile(rb"--|'|\"|\$\w*\$")
 _END_OF_COPY = b"\\.\n"
+# The last that pg_dump and pg_restore write. What is cut off between two statements runs as well as a whole one.
+_COMPLETE = b"-- PostgreSQL database dump complete"
 
 
 async def run(connection: Connection[Any], source: AsyncIterator[bytes]) -> None:
     """Run it in the transaction that the connection is in.
 
     Raises:
-        BadArchive: the script is more than a dump: it has commands for psql.
+        BadArchive: the script is less than a dump: it was cut off; or more: it has commands for psql.
         psycopg.Error: the server refuses it.
     """
     lines = _Lines(source)
     text: list[bytes] = []
-    quote = None
+    quote, complete = None, False
     while line := await lines.next():
         if quote is None:
+            complete = complete or line.startswith(_COMPLETE)
             if line.startswith(b"\\") and not _LEFT_OUT.match(line):
                 raise BadArchive(f"the dump has a command for psql: {line[:40].decode(errors='replace').strip()}")
             if _LEFT_OUT.match(line):
@@ -48,6 +51,8 @@ async def run(connection: Connection[Any], source: AsyncIterator[bytes]) -> None
                 continue
         quote = _quote_after(line, quote)
         text.append(line)
+    if not complete:
+        raise BadArchive("the dump is cut off: it does not end as a dump does")
     await connection.execute(b"".join(text))
 
 

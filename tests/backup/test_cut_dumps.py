@@ -1,0 +1,60 @@
+"""Plain dumps that are less than they were, and names that need quotes: on a real PostgreSQL."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from bloomd.cli import main
+from bloomd.postgres import binaries
+
+
+@pytest.fixture
+def bloomd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    def run(*arguments: object, url: str) -> int:
+        monkeypatch.setenv("DATABASE_URL", url)
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return int(ended.value.code or 0)
+
+    return run
+
+
+@pytest.fixture
+def odd(database: str) -> str:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA "My Schema"; CREATE TABLE "My Schema"."T b" (n int); CREATE TABLE t (n int)')
+        connection.execute('INSERT INTO "My Schema"."T b" VALUES (1), (2); INSERT INTO t VALUES (3)')
+    return database
+
+
+def rows(conninfo: str) -> tuple[int, int]:
+    with psycopg.connect(conninfo) as connection:
+        found = connection.execute('SELECT (SELECT count(*) FROM "My Schema"."T b"), (SELECT count(*) FROM t)')
+        return found.fetchone() or (0, 0)
+
+
+@pytest.mark.parametrize("end", [b"COPY", b"-- PostgreSQL database dump complete"])
+def test_a_plain_dump_that_was_cut_off_between_two_statements_changes_nothing(
+    bloomd: Callable[..., int], odd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: bytes
+) -> None:
+    """Each statement that is left of it would run: the tables would be there, and empty."""
+    with psycopg.connect(odd) as connection:
+        program, _ = binaries.client("pg_dump", connection.info.server_version // 10000)
+    dump = subprocess.run([program, odd], capture_output=True, check=True).stdout
+    (tmp_path / "cut.sql").write_bytes(dump[: dump.index(end)])
+    assert bloomd("restore", tmp_path / "cut.sql", "--replace", url=odd) == 1
+    assert "cut off" in capsys.readouterr().err
+    assert rows(odd) == (2, 1)
+
+
+def test_names_that_need_quotes_are_backed_up_and_restored(
+    bloomd: Callable[..., int], odd: str, tmp_path: Path
+) -> None:
+    assert bloomd("backup", "-o", tmp_path / "b.tar", url=odd) == 0
+    with psycopg.connect(odd, autocommit=True) as connection:
+        connection.execute('DELETE FROM t; DELETE FROM "My Schema"."T b"')
+    assert bloomd("restore", tmp_path / "b.tar", "--replace", url=odd) == 0
+    assert rows(odd) == (2, 1)
