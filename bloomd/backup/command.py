@@ -95,9 +95,12 @@ def _verified(file: BinaryIO) -> Archive:
 
 
 def _files(loaded: Loaded, config: Path | None) -> list[Path]:
-    """The files that the settings came from, and those of their secrets."""
-    told = {file for source in loaded.sources.values() for file in (source.file, source.secret_file) if file}
-    return [*([config] if config else []), *(Path(file) for file in sorted(told) if Path(file) != config)]
+    """The files of the settings, and those of their secrets."""
+    found = {file for source in loaded.sources.values() for file in (source.file, source.secret_file) if file}
+    if loaded.settings.env_file is not None:  # also one whose values something else overrides
+        named_in = loaded.sources["env_file"].file
+        found.add(str((Path(named_in).parent if named_in else Path()) / loaded.settings.env_file))
+    return sorted({Path(file).absolute() for file in [*found, *([config] if config else [])]})
 
 
 def _interruptible(run: Callable[[], int]) -> int:
