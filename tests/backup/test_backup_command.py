@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +237,13 @@ def test_interrupted_it_leaves_nothing_and_its_password_was_never_seen(
         )
 
         def children() -> list[bytes]:
-            listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            return [Path(f"/proc/{child}/cmdline").read_bytes() for child in listed]
+            """What they were started with. The thread that has started one is its parent, for as long as it lives."""
+            found: list[bytes] = []
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                with suppress(OSError):  # a thread, or a child, that has just ended
+                    started = (thread / "children").read_text().split()
+                    found += [Path(f"/proc/{child}/cmdline").read_bytes() for child in started]
+            return found
 
         eventually(lambda: any(b"--snapshot" in line for line in children()))
         assert not any(b"sesame" in line for line in children())
