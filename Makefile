@@ -38,7 +38,7 @@ docs: $(VENV)/.dev
 # Every page, in both languages, light and dark, wide and narrow; the README has one of them.
 screenshots: $(VENV)/.dev
 	mkdir -p screenshots
-	SCREENSHOTS=screenshots $(VENV)/bin/python -m pytest tests/web/test_page_frame.py -k everybody $(ARGS)
+	SCREENSHOTS=screenshots $(VENV)/bin/python -m pytest tests/web -k 'everybody or busy' $(ARGS)
 	cp screenshots/overview.png docs/overview.png
 
 # Into PREFIX, by root; or below DESTDIR by anybody, for a package. bloomd(8), under INSTALLATION, has the whole procedure.

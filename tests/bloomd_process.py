@@ -48,6 +48,7 @@ class Bloomd:
             section, _, name = key.partition(".")
             if value is not None:
                 tree.setdefault(section, {})[name] = value
+        self.file.touch(0o600)
         self.file.write_text(json.dumps(tree, indent=2))  # JSON is YAML
 
     def start(self, *, ready: bool = True) -> Self:
