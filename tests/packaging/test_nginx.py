@@ -16,6 +16,7 @@ from nginx_process import FILES, Nginx
 from servers import eventually
 from upstream import Reply, Upstream, ask
 
+from bloomd.http.routes.events import KEEPALIVE_SECONDS
 from bloomd.http.server import KEEP_ALIVE_SECONDS
 from bloomd.membridge.errands import STEP_SECONDS, UPDATE_SECONDS
 from bloomd.membridge.projects import CLONE_SECONDS, SYNC_SECONDS
@@ -72,20 +73,24 @@ WAITS = [
     ("/api/runtime/workers/gpu-1/agent-restart", STEP_SECONDS),
     ("/api/runtime/workers/gpu-1/agent-uninstall", STEP_SECONDS),
     ("/api/runtime/leases/claim", 60),
+    ("/api/runtime/events", KEEPALIVE_SECONDS),
 ]
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize(("path", "seconds"), WAITS)
-def test_nginx_waits_longer_than_bloomd_takes(path: str, seconds: float) -> None:
-    assert read_timeout_of(path) > seconds
+def test_nginx_waits_longer_than_bloomd_takes(path: str, seconds: float, slash: str) -> None:
+    assert read_timeout_of(path + slash) > seconds
 
 
 def read_timeout_of(path: str) -> float:
     """By the location of a regular expression that matches, else by the server."""
     locations = re.findall(r"^location ~ (\S+) \{(.*?)^\}", LOCATIONS, re.MULTILINE | re.DOTALL)
-    [body] = [body for pattern, body in locations if re.search(pattern, path)] or [LOCATIONS.partition("\nlocation")[0]]
-    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", body)
-    return float(seconds)
+    bodies = [body for pattern, body in locations if re.search(pattern, path)]
+    assert len(bodies) <= 1
+    server = LOCATIONS.partition("\nlocation")[0]
+    seconds = [found for body in (*bodies, server) for found in re.findall(r"proxy_read_timeout (\d+)s;", body)]
+    return float(seconds[0])
 
 
 def test_requests_of_many_clients_share_a_connection(front: Front) -> None:
@@ -157,7 +162,12 @@ def test_a_larger_body_is_refused_in_the_form_that_clients_read(front: Front) ->
     assert len(front.upstream.seen) == before
 
 
-@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6detrics", "/x/../metrics", "/metrics?x"])
+# As what nginx and bloomd both read as /metrics can be written.
+METRICS = ["/metrics", "//metrics", "/%6detrics", "/x/../metrics", "/metrics?x"]
+METRICS += ["/metrics/", "/metrics//", "/metrics%2f", "/metrics/?x", "/metrics/x/.."]
+
+
+@pytest.mark.parametrize("path", METRICS)
 def test_metrics_are_closed_to_the_outside(front: Front, path: str) -> None:
     before = len(front.upstream.seen)
     assert ask(front.port, path, source="127.0.0.2").status == 403
@@ -186,7 +196,8 @@ def test_no_query_with_a_code_is_in_the_error_log(front: Front) -> None:
     aside = front.socket.rename(front.socket.with_suffix(".aside"))
     front.upstream.hang_up()
     try:
-        for path in ("/api/runtime/agent-install-script?code=s3cret-c", "/api/runtime/audit?limit=told"):
+        script = "/api/runtime/agent-install-script"
+        for path in (f"{script}?code=s3cret-c", f"{script}/?code=s3cret-d", "/api/runtime/audit?limit=told"):
             assert ask(front.port, path).status == 503
     finally:
         aside.rename(front.socket)
@@ -206,9 +217,10 @@ def test_without_bloomd_clients_get_a_503_that_they_can_read(front: Front) -> No
     assert json.loads(answer.body)["error"] == "bloomd does not answer"
 
 
-def test_an_event_goes_out_at_once(front: Front) -> None:
+@pytest.mark.parametrize("path", ["/api/runtime/events?types=task", "/api/runtime/events/"])
+def test_an_event_goes_out_at_once(front: Front, path: str) -> None:
     """The rest of the stream comes only when the first event has arrived."""
-    path, event = "/api/runtime/events?types=task", b"data: {}\n\n"
+    event = b"data: {}\n\n"
     held = threading.Event()
     front.upstream.replies[path] = Reply(event, {"content-type": "text/event-stream"}, held=held)
     client = HTTPConnection("127.0.0.1", front.port, timeout=10)
@@ -268,8 +280,10 @@ def test_a_file_that_is_not_there_is_asked_for_again(front: Front) -> None:
 
 
 def test_attempts_to_sign_in_are_limited_for_each_address(front: Front) -> None:
+    """By one path or the other."""
     before = len(front.upstream.seen)
-    answers = [ask(front.port, SIGN_IN, method="POST", body=b"{}", source="127.0.0.5") for _ in range(20)]
+    paths = [SIGN_IN, f"{SIGN_IN}/"] * 10
+    answers = [ask(front.port, path, method="POST", body=b"{}", source="127.0.0.5") for path in paths]
     statuses = [answer.status for answer in answers]
     assert set(statuses[:11]) == {200}
     assert statuses[-1] == 429
