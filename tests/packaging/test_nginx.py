@@ -162,6 +162,12 @@ def test_a_larger_body_is_refused_in_the_form_that_clients_read(front: Front) ->
     assert len(front.upstream.seen) == before
 
 
+def test_a_long_uri_is_refused_in_that_form_too(front: Front) -> None:
+    answer = ask(front.port, f"/api/runtime/audit?{'x' * 10000}")
+    assert (answer.status, answer.headers.get_content_type()) == (414, "application/problem+json")
+    assert json.loads(answer.body)["error"] == "The URI is too long"
+
+
 # As what nginx and bloomd both read as /metrics can be written.
 METRICS = ["/metrics", "//metrics", "/%6detrics", "/x/../metrics", "/metrics?x"]
 METRICS += ["/metrics/", "/metrics//", "/metrics%2f", "/metrics/?x", "/metrics/x/.."]
@@ -170,7 +176,9 @@ METRICS += ["/metrics/", "/metrics//", "/metrics%2f", "/metrics/?x", "/metrics/x
 @pytest.mark.parametrize("path", METRICS)
 def test_metrics_are_closed_to_the_outside(front: Front, path: str) -> None:
     before = len(front.upstream.seen)
-    assert ask(front.port, path, source="127.0.0.2").status == 403
+    refused = ask(front.port, path, source="127.0.0.2")
+    assert (refused.status, refused.headers.get_content_type()) == (403, "application/problem+json")
+    assert json.loads(refused.body)["error"] == "Closed to this address"
     assert len(front.upstream.seen) == before
     assert ask(front.port, path).status == 200
 
