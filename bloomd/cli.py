@@ -22,6 +22,7 @@ from bloomd.postgres import Connection, Pool
 from bloomd.postgres.migrate import Plan, migrate_to, plan, status
 from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
 from bloomd.settings import Loaded, SettingsError, describe, load
+from bloomd.settings.check import without_key
 from bloomd.supervisor import EssentialServiceFailed
 
 # From sysexits.h, so that an init system or a script can tell them apart.
@@ -261,8 +262,11 @@ def _worker(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     loaded = _reader(options)()
+    # Whether there are named keys, which make it good, the daemon knows; until it has one, it serves this machine only.
+    uncertain = [] if loaded.settings.http.allow_unauthenticated else without_key(loaded.settings)
     for warning in loaded.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        if warning not in uncertain:
+            print(f"warning: {warning}", file=sys.stderr)
     if options.show:
         settings = describe(loaded)
         width = max(len(setting.key) for setting in settings)
