@@ -15,7 +15,6 @@ from bloomd.settings.model import Settings
 from bloomd.settings.problems import DEFAULT, Problem, Source
 from bloomd.settings.values import COMPLAINTS, bind_problem
 
-
 # Sixteen characters of a random text are more than anybody tries out.
 SHORTEST_KEY = 16
 
