@@ -3,9 +3,12 @@
 import gzip
 import json
 import re
+import select
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -146,6 +149,21 @@ def test_a_body_as_large_as_bloomd_takes_passes(front: Front) -> None:
     size = Http().max_body_bytes
     assert ask(front.port, "/api/runtime/llm-tasks", method="POST", body=b"x" * size).status == 200
     assert len(front.upstream.seen[-1].body) == size
+
+
+def test_an_upload_reaches_bloomd_before_all_of_it_is_there(front: Front) -> None:
+    path, half = "/api/runtime/leases/7/artifacts/report.pdf", b"x" * 1000
+    client = HTTPConnection("127.0.0.1", front.port, timeout=20)
+    try:
+        client.putrequest("PUT", path)
+        client.putheader("Content-Length", str(2 * len(half)))
+        client.endheaders(half)
+        eventually(lambda: path in front.upstream.arrived)
+        client.send(half)
+        assert client.getresponse().status == 200
+    finally:
+        client.close()
+    assert front.upstream.seen[-1].body == 2 * half
 
 
 def test_a_larger_body_is_refused_in_the_form_that_clients_read(front: Front) -> None:
@@ -350,6 +368,32 @@ def test_a_post_that_reached_nobody_goes_to_the_other_node(nodes: tuple[Upstream
     posted = [ask(port, "/api/runtime/llm-tasks", method="POST", body=b"{}").status for _ in range(4)]
     assert posted == [200] * 4
     assert len(other.seen) == 4
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a machine that answers nothing: as many wait to be let in as can."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        connected = True
+        while connected:
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+            connected = bool(select.select([], [waiting], [], 0.1)[1])
+        yield "{}:{}".format(*listener.getsockname())
+
+
+def test_a_machine_that_is_off_is_not_waited_for(tmp_path: Path, silent: str) -> None:
+    other = tmp_path / "other.sock"
+    nginx = Nginx(tmp_path, tmp_path / "off.sock", other)
+    conf = tmp_path / "bloomd-upstream.conf"
+    conf.write_text(conf.read_text().replace(f"unix:{tmp_path}/off.sock", silent))
+    with Upstream(other), nginx:
+        assert ask(nginx.port, "/api/runtime/stats").status == 200  # with nginx's own 60 s, this would not wait
+    assert f'upstream: "http://{silent}/' in nginx.error_log.read_text()
 
 
 def test_a_page_gets_its_files_from_the_node_of_its_version(nodes: tuple[Upstream, Upstream, int]) -> None:
