@@ -1,5 +1,6 @@
 """Each check complains when what it looks at is broken, and no other one does; of a node that is well, none does."""
 
+import json
 import os
 import stat
 import time
@@ -444,6 +445,49 @@ async def test_a_task_that_waits_for_what_does_not_come(site: Site) -> None:
         assert other["id"] in found["queue.stuck"].found
     finally:
         site.sql("DELETE FROM llm_tasks")
+
+
+async def test_a_task_that_was_made_long_ago_and_is_due_just_now(site: Site) -> None:
+    """It hides no other one of its kind that has been due for longer."""
+    with site.changed(
+        "INSERT INTO llm_tasks (id, context_id, prompt, labels, status, created_at, not_before)"
+        " SELECT 't' || made, 'c' || made, 'p', '[\"gpu\"]', 'queued', bloom_now_ms() - made, bloom_now_ms() - due"
+        " FROM (VALUES (72000000, 1000), (36000000, 36000000)) AS task (made, due)",
+        "DELETE FROM llm_tasks",
+    ):
+        found = await site.examine()
+    assert complaints(found) == {"queue.stuck": "error"}
+    assert found["queue.stuck"].found.startswith("task t36000000 has waited for 10 h")
+
+
+async def test_tasks_that_wait_for_a_worker_that_is_busy(site: Site) -> None:
+    """Which is said, and is no trouble; however many kinds do, they hide none that nobody will ever take."""
+    before = site.sql("SELECT capabilities::text FROM workers WHERE id = 'w1'")
+    try:
+        site.sql(
+            "UPDATE workers SET capabilities = capabilities || %s::jsonb WHERE id = 'w1'",
+            json.dumps({"max_concurrency": 1, "labels": [f"l{n}" for n in range(2, 8)]}),
+        )
+        site.sql(
+            "INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status)"
+            " VALUES ('l1', 'x1', 'w1', bloom_now_ms(), bloom_now_ms() + 3600000, 3600, 'active')"
+        )
+        site.sql(
+            "INSERT INTO llm_tasks (id, context_id, prompt, labels, status, created_at)"
+            " SELECT 't' || n, 'c' || n, 'p', jsonb_build_array('l' || n), 'queued', bloom_now_ms() - 600000 - 1000 * n"
+            " FROM generate_series(1, 7) AS n"
+        )
+        found = await site.examine()
+        assert complaints(found) == {"queue.stuck": "error"}
+        assert found["queue.stuck"].found.startswith("task t1 has waited for 10 min: ")
+        site.sql("DELETE FROM llm_tasks WHERE id = 't1'")
+        found = await site.examine()
+        assert complaints(found) == {}
+        assert found["queue.stuck"].found.startswith("task t7 has waited for 10 min: ")
+    finally:
+        site.sql("DELETE FROM llm_tasks")
+        site.sql("DELETE FROM leases")
+        site.sql("UPDATE workers SET capabilities = %s::jsonb WHERE id = 'w1'", *before[0])
 
 
 async def test_leases_that_are_rescued_again_and_again(site: Site) -> None:
