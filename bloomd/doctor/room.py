@@ -24,24 +24,29 @@ HOME, LOGS = Path("/var/lib/bloomd"), Path("/var/log/bloomd")
 
 # Only of a server on this machine, and only shown to who may see all settings.
 DATA_DIRECTORY = """
-SELECT setting AS path
-  FROM pg_settings
- WHERE name = 'data_directory'
-   AND (inet_server_addr() IS NULL OR inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1')
+SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS path, quote_ident(current_user) AS role
+ WHERE inet_server_addr() IS NULL OR inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1'
 """
 
 
 class _Directory(msgspec.Struct, frozen=True):
-    path: str
+    path: str | None
+    role: str
 
 
 async def data_disk(case: Case) -> Found:
     """PostgreSQL and bloomd have room for what they keep."""
-    directories = [HOME]
-    if case.server.known:
-        directories += [Path(found.path) for found in await case.any_database.rows(_Directory, DATA_DIRECTORY)]
-    nothing = "no data is known to be on this machine"
-    return await trio.to_thread.run_sync(_room, directories, nothing, abandon_on_cancel=True)
+    directories, nothing, unseen = [HOME], "no data is known to be on this machine", ""
+    for found in await case.any_database.rows(_Directory, DATA_DIRECTORY) if case.server.known else ():
+        if found.path is None:
+            unseen = f"; PostgreSQL does not tell where its own is: GRANT pg_read_all_settings TO {found.role}"
+        else:
+            directories.append(Path(found.path))
+    try:
+        room = await trio.to_thread.run_sync(_room, directories, nothing, abandon_on_cancel=True)
+    except Skip as reason:
+        raise Skip(f"{reason}{unseen}") from None
+    return msgspec.structs.replace(room, text=f"{room.text}{unseen}")
 
 
 def log_disk(case: Case) -> Found:
@@ -92,11 +97,9 @@ def _log_files(case: Case) -> list[Path]:
 
 
 def _room(directories: list[Path], nothing: str) -> Found:
-    directories = [directory for directory in directories if os.path.isdir(directory)]
-    if not directories:
+    free, worst = min(filter(None, map(_free, directories)), default=(0, None))
+    if worst is None:
         raise Skip(nothing)
-    worst = min(directories, key=_free)
-    free = _free(worst)
     text = f"{free / GIB:.1f} GiB are free for {worst}"
     if free < FULL_BYTES:
         return error(text, f"make room: df -h {shlex.quote(str(worst))}")
@@ -105,6 +108,14 @@ def _room(directories: list[Path], nothing: str) -> Found:
     return ok(text)
 
 
-def _free(directory: Path) -> int:
-    room = os.statvfs(directory)
-    return room.f_bavail * room.f_frsize
+def _free(directory: Path) -> tuple[int, Path] | None:
+    """What is free there, or at the nearest directory above to which we get; None where there is no such directory."""
+    for place in (directory, *directory.parents):
+        try:
+            room = os.statvfs(place)
+        except PermissionError:
+            continue
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return room.f_bavail * room.f_frsize, place
+    return None

@@ -199,6 +199,24 @@ async def test_a_full_disk(site: Site, monkeypatch: pytest.MonkeyPatch, check: s
     assert await site.complaints() == {check: state}
 
 
+async def test_a_data_directory_that_we_do_not_get_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest one above counts."""
+    really = os.statvfs
+
+    def statvfs(path: Any) -> os.statvfs_result:
+        if Path(path) == site.server.data:
+            raise PermissionError
+        values = list(really(path))
+        if Path(path) == site.server.data.parent:
+            values[4] = 0
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    found = await site.examine()
+    assert complaints(found) == {"disk.data": "error"}
+    assert found["disk.data"].found == f"0.0 GiB are free for {site.server.data.parent}"
+
+
 async def test_an_old_server(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "OLDEST_SERVER", 990000)
     found = await site.examine()
@@ -240,6 +258,9 @@ async def test_a_user_without_privileges(site: Site, granted: str, state: str, s
         assert complaints(found) == {"postgres.privileges": state}
         assert f"the user poor {says}" in found["postgres.privileges"].found
         assert 'TO "poor"' in str(found["postgres.privileges"].fix)
+        assert found["disk.data"].found.endswith(
+            "; PostgreSQL does not tell where its own is: GRANT pg_read_all_settings TO poor"
+        )
     finally:
         site.sql("DROP OWNED BY poor")
         site.sql("DROP ROLE poor")
