@@ -21,6 +21,8 @@ LARGEST_LOG = 256 * MIB
 
 # What the init systems make for bloomd.
 HOME, LOGS = Path("/var/lib/bloomd"), Path("/var/log/bloomd")
+# What rotates these logs, logrotate/bloomd, is there.
+ROTATION = Path("/etc/logrotate.d/bloomd")
 
 # Only of a server on this machine, and only shown to who may see all settings.
 DATA_DIRECTORY = """
@@ -61,7 +63,7 @@ def logs_writable(case: Case) -> Found:
         if str(file).endswith(" (deleted)"):
             return error(f"the log goes to a file that was deleted, {str(file)[:-10]}", "restart bloomd")
         if not file.parent.is_dir():
-            made = f"install -d -o {user.name} -g {user.name} -m 0750 {shlex.quote(str(file.parent))}"
+            made = f"install -d -o {user.name} -g {user.group} -m 0750 {shlex.quote(str(file.parent))}"
             return error(f"there is no log directory {file.parent}", made)
         if not user.may_write(file if file.exists() else file.parent):
             return error(
@@ -75,12 +77,12 @@ def logs_rotated(case: Case) -> Found:
     """The logs do not grow for ever."""
     sizes = {file: file.stat().st_size for file in _log_files(case) if file.exists()}
     large = [file for file, size in sizes.items() if size > LARGEST_LOG]
-    if not large:
-        return ok(f"no log is larger than {LARGEST_LOG // MIB} MiB")
-    return warning(
-        f"{large[0]} has {sizes[large[0]] // MIB} MiB: nobody seems to rotate it",
-        "install logrotate, with bloomd's logrotate file in /etc/logrotate.d",
-    )
+    fix = f"install logrotate, with bloomd's logrotate/bloomd as {ROTATION}"
+    if large:
+        return warning(f"{large[0]} has {sizes[large[0]] // MIB} MiB: nobody seems to rotate it", fix)
+    if any(file.parent == LOGS for file in sizes) and not ROTATION.exists():
+        return warning(f"nothing rotates the logs in {LOGS}: there is no {ROTATION}", fix)
+    return ok(f"no log is larger than {LARGEST_LOG // MIB} MiB")
 
 
 def _log_files(case: Case) -> list[Path]:

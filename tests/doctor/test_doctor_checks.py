@@ -1,7 +1,9 @@
 """Each check complains when what it looks at is broken, and no other one does; of a node that is well, none does."""
 
+import grp
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -136,13 +138,22 @@ async def test_an_environment_file_of_today_that_nobody_named(site: Site, monkey
     assert str(found["env_file.mode"].fix).startswith(f"bloomd doctor -c {file} --env-file {files.TODAYS}, ")
 
 
-async def test_the_mode_of_a_file_that_holds_one_secret(site: Site, tmp_path: Path) -> None:
-    secret = tmp_path / "api.key"
-    secret.write_text(KEY)
-    secret.chmod(0o644)
-    found = await site.examine(site.file(http__api_key=None, http__api_key_file=str(secret)))
-    assert complaints(found) == {"secrets.mode": "error"}
-    assert found["secrets.mode"].fix == f"chmod o-rwx {secret}"
+async def test_the_mode_of_a_file_that_holds_one_secret(site: Site) -> None:
+    directory = site.bloomd.directory / "secrets"
+    secret = directory / "api.key"
+    directory.mkdir()
+    try:
+        secret.write_text(KEY)
+        secret.chmod(0o644)
+        directory.chmod(0o755)
+        file = site.file(http__api_key=None, http__api_key_file=str(secret))
+        found = await site.examine(file)
+        assert complaints(found) == {"secrets.mode": "error"}
+        assert found["secrets.mode"].fix == f"chmod o-rwx {secret}"
+        directory.chmod(0o700)
+        assert await site.complaints(file) == {}, "nobody else gets to it"
+    finally:
+        shutil.rmtree(directory)
 
 
 async def test_a_directory_in_which_everybody_may_put_a_socket(site: Site) -> None:
@@ -159,14 +170,15 @@ async def test_a_directory_in_which_everybody_may_put_a_socket(site: Site) -> No
 async def test_what_the_daemon_may_not_do(
     site: Site, monkeypatch: pytest.MonkeyPatch, check: Callable[[Case], Found]
 ) -> None:
-    """Root may do everything; another user would not get at these files."""
+    """Root may do everything; another user would not get at these files, nor the group, which has another name."""
+    others = grp.getgrnam(OTHER_GROUP)
     async with gathered(site.read, config=site.file()) as case:
         assert check(case).state == "ok"
-        monkeypatch.setattr(cases, "daemon_user", lambda control_socket: User("stranger", 54321, (54321,)))
+        monkeypatch.setattr(cases, "daemon_user", lambda control_socket: User("stranger", 54321, (others.gr_gid,)))
         found = check(case)
     assert found.state == "error"
     assert "the user stranger may not" in found.text
-    assert "stranger" in str(found.fix)
+    assert str(found.fix).startswith((f"chgrp {OTHER_GROUP} ", "chown stranger "))
 
 
 async def test_what_the_api_has_set_and_the_file_says_otherwise(site: Site) -> None:
@@ -373,6 +385,18 @@ async def test_a_log_that_nobody_rotates(site: Site, monkeypatch: pytest.MonkeyP
     os.truncate(log, room.LARGEST_LOG + 1)  # holds no block
     tell(monkeypatch, _process(log_files=[str(log)]))
     assert await site.complaints() == {"logs.rotated": "warning"}
+
+
+async def test_logs_that_nothing_will_rotate(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log, rotation = tmp_path / "bloomd.log", tmp_path / "logrotate"
+    log.touch()
+    tell(monkeypatch, _process(log_files=[str(log)]))
+    monkeypatch.setattr(room, "ROTATION", rotation)
+    assert await site.complaints() == {}, "a log elsewhere is rotated by whoever put it there"
+    monkeypatch.setattr(room, "LOGS", tmp_path)
+    assert await site.complaints() == {"logs.rotated": "warning"}
+    rotation.touch()
+    assert await site.complaints() == {}
 
 
 @pytest.mark.parametrize(
