@@ -237,10 +237,16 @@ def _file(options: argparse.Namespace) -> Path | None:
     return options.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
 
 
+def _config_option(options: argparse.Namespace) -> str:
+    """What another command is to be given, so that it reads the same settings."""
+    named = {"-c": _file(options), "--env-file": options.env_file}
+    return "".join(f" {name} {shlex.quote(str(file))}" for name, file in named.items() if file)
+
+
 def _run(options: argparse.Namespace) -> int:
     from bloomd.serving import serve
 
-    serve(_reader(options), config=_file(options))
+    serve(_reader(options), config_option=_config_option(options))
     return OK
 
 
@@ -283,8 +289,7 @@ def _check(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from bloomd.doctor.report import main
 
-    named = {"-c": _file(options), "--env-file": options.env_file}
-    option = "".join(f" {name} {shlex.quote(str(file))}" for name, file in named.items() if file)
+    option = _config_option(options)
     return main(_reader(options), config=_file(options), option=option, output=options.output, verbose=options.verbose)
 
 

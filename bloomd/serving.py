@@ -33,7 +33,7 @@ def serve(
     *,
     embedded: Embedded | None = None,
     auto_migrate: bool = False,
-    config: Path | None = None,
+    config_option: str = "",
     membridge_binds: Binds | None = None,
     worker_directory: Path | None = None,
     announce: Callable[[Node], None] | None = None,
@@ -66,7 +66,7 @@ def serve(
             membridge_binds=membridge_binds,
             embedded=embedded,
             auto_migrate=auto_migrate,
-            config_option=f" -c {config}" if config else "",
+            config_option=config_option,
             worker_directory=worker_directory,
         )
         trio.run(daemon.run, partial(announce, daemon.node) if announce else None)

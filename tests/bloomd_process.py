@@ -51,11 +51,11 @@ class Bloomd:
         self.file.touch(0o600)
         self.file.write_text(json.dumps(tree, indent=2))  # JSON is YAML
 
-    def start(self, *, ready: bool = True) -> Self:
+    def start(self, *options: str, ready: bool = True) -> Self:
         self.configure()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN / "bloomd", "run", "-c", self.file], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [BIN / "bloomd", "run", "-c", self.file, *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=self.environ, start_new_session=True,
             )  # fmt: skip
         if ready:
