@@ -281,8 +281,6 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{setting.key:<{width}}  {setting.value}  # {setting.source}{where}")
     else:
         print("the configuration is good")
-        if options.env_file and not _env_file(options.env_file):
-            print(f"there is no {options.env_file}, which need not be there", file=sys.stderr)
     return OK
 
 

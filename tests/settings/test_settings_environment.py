@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bloomd import cli
 from bloomd.settings import SettingsError
 from bloomd.settings.env_file import parse
 from bloomd.settings.environment import VARIABLES
@@ -280,15 +279,3 @@ def test_other_values_of_node_env_and_other_variables_mean_nothing(place):
 @pytest.mark.parametrize("name", VARIABLES)
 def test_an_empty_variable_is_not_set(place, name):
     assert place.load("", {name: ""}).settings == place.load("").settings
-
-
-def test_the_check_says_when_the_named_file_is_not_there(tmp_path, capsys):
-    config, there, missing = (tmp_path / name for name in ("bloomd.yaml", "there.env", "missing.env"))
-    config.write_text("database: {url: 'postgresql://127.0.0.1/bloom'}\n")
-    there.write_text("NODE_ENV=production\n")
-    for file, says in ((there, ""), (missing, f"there is no {missing}, which need not be there\n")):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["check", "-c", str(config), "--env-file", str(file)])
-        assert ended.value.code == 0
-        out, err = capsys.readouterr()
-        assert (out, err) == ("the configuration is good\n", says)
