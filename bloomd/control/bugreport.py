@@ -56,7 +56,8 @@ TEXT_LIMIT = 2000
 _SHOWN_IN_PART = re.compile(r"(?m)^((?:membridge\.admin_key|minio\.access_key) +)(?!None )\S+")
 
 _README = """\
-A report about one bloomd, made by `bloomd-ctl bugreport`. manifest.json says what is in it, and what is missing.
+A report about one bloomd, made by `bloomd-ctl bugreport`. manifest.json says what is in it, what is missing,
+and whether secrets were blotted out by a daemon that knows them or only by their form; then some may be left.
 
 Passwords, keys, tokens and cookies are blotted out ({mask}). Prompts and results of tasks were not asked for. What is
 left tells how this machine is set up: addresses, names of hosts, users, files and workers. Look at it before you send
