@@ -38,7 +38,7 @@ docs: $(VENV)/.dev
 # Every page, in both languages, light and dark, wide and narrow; the README has one of them.
 screenshots: $(VENV)/.dev
 	mkdir -p screenshots
-	SCREENSHOTS=screenshots $(VENV)/bin/python -m pytest tests/web/test_page_frame.py -k everybody $(ARGS)
+	SCREENSHOTS=screenshots $(VENV)/bin/python -m pytest tests/web -k 'everybody or busy' $(ARGS)
 	cp screenshots/overview.png docs/overview.png
 
 # Into PREFIX, by root; or below DESTDIR by anybody, for a package. bloomd(8), under INSTALLATION, has the whole procedure.
@@ -93,7 +93,8 @@ install-programs: | has-python
 	pip --python "$$new/bin/python" install --no-deps --no-index --find-links "$$work" bloomd; \
 	find "$$new/bin" -type f ! -name bloomd ! -name bloomd-ctl -exec rm {} +; \
 	sed -i "s|$$new|$(PREFIX)/lib/bloomd|g" "$$new/bin/bloomd" "$$new/bin/bloomd-ctl" "$$new/pyvenv.cfg"; \
-	rm -rf "$(DEST)/lib/bloomd"; mv "$$new" "$(DEST)/lib/bloomd"; \
+	lib="$(DEST)/lib/bloomd"; rm -rf "$$lib.old"; \
+	[ ! -e "$$lib" ] || mv "$$lib" "$$lib.old"; mv "$$new" "$$lib"; rm -rf "$$lib.old"; \
 	ln -sf ../lib/bloomd/bin/bloomd ../lib/bloomd/bin/bloomd-ctl "$(DEST)/bin/"
 
 install-files:
@@ -110,9 +111,21 @@ install-files:
 		case $$file in *.yaml) chmod 640 "$$file"; [ -n "$(DESTDIR)" ] || chgrp bloomd "$$file" 2>/dev/null || true ;; esac; \
 	done
 
+# A service whose script is gone cannot be stopped any more.
 uninstall:
-	@for each in $(FILES); do rm -f "$(DESTDIR)$${each#*:}"; done; \
-	rm -rf "$(DEST)/lib/bloomd" "$(DEST)/bin/bloomd" "$(DEST)/bin/bloomd-ctl"; \
+	@in_use() { \
+		rc-service "$$1" status || ls "$(SYSCONFDIR)"/runlevels/*/"$$1" || systemctl is-active "$$1" || systemctl is-enabled "$$1"; \
+	} >/dev/null 2>&1; \
+	for service in bloomd bloomd-worker; do \
+		if [ -z "$(DESTDIR)" ] && in_use $$service; then \
+			echo "$$service runs, or starts with the machine; end that first:" >&2; \
+			echo "    rc-service $$service stop; rc-update del $$service default    under OpenRC" >&2; \
+			echo "    systemctl disable --now $$service                       under systemd" >&2; \
+			exit 1; \
+		fi; \
+	done; \
+	for each in $(FILES); do rm -f "$(DESTDIR)$${each#*:}"; done; \
+	rm -rf "$(DEST)/lib/bloomd" "$(DEST)/lib/bloomd.old" "$(DEST)/bin/bloomd" "$(DEST)/bin/bloomd-ctl"; \
 	rmdir "$(DESTDIR)$(DOC)/nginx" "$(DESTDIR)$(DOC)" 2>/dev/null || true; \
 	echo "kept: what is below /var, and$(foreach each,$(CONFIGURATION), $(lastword $(subst :, ,$(each))))"
 

@@ -23,6 +23,7 @@ from bloomd.postgres import Connection, Pool
 from bloomd.postgres.migrate import Plan, migrate_to, plan, status
 from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
 from bloomd.settings import Loaded, SettingsError, describe, load
+from bloomd.settings.check import without_key
 from bloomd.supervisor import EssentialServiceFailed
 
 # From sysexits.h, so that an init system or a script can tell them apart.
@@ -253,10 +254,16 @@ def _file(options: argparse.Namespace) -> Path | None:
     return options.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
 
 
+def _config_option(options: argparse.Namespace) -> str:
+    """What another command is to be given, so that it reads the same settings."""
+    named = {"-c": _file(options), "--env-file": options.env_file}
+    return "".join(f" {name} {shlex.quote(str(file))}" for name, file in named.items() if file)
+
+
 def _run(options: argparse.Namespace) -> int:
     from bloomd.serving import serve
 
-    serve(_reader(options), config=_file(options))
+    serve(_reader(options), config_option=_config_option(options))
     return OK
 
 
@@ -290,8 +297,11 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     loaded = _reader(options)()
+    # Whether there are named keys, which make it good, the daemon knows; until it has one, it serves this machine only.
+    uncertain = [] if loaded.settings.http.allow_unauthenticated else without_key(loaded.settings)
     for warning in loaded.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        if warning not in uncertain:
+            print(f"warning: {warning}", file=sys.stderr)
     if options.show:
         settings = describe(loaded)
         width = max(len(setting.key) for setting in settings)
@@ -313,8 +323,7 @@ def _doctor(options: argparse.Namespace) -> int:
         return USAGE
     from bloomd.doctor.report import main
 
-    named = {"-c": _file(options), "--env-file": options.env_file}
-    option = "".join(f" {name} {shlex.quote(str(file))}" for name, file in named.items() if file)
+    option = _config_option(options)
     return main(_reader(options), config=_file(options), option=option, output=options.output, verbose=options.verbose)
 
 

@@ -38,21 +38,44 @@ _LOGIN = re.compile(r"(?<=://)([^\s/?#@:\"'<>]{0,256}:)[^\s\"'<>]{1,512}(?=@)")
 
 _BEARER = re.compile(r"\b(bearer\s+)[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
 
+# Without the name of its header. A word after "basic" is an ordinary one, unless it has more than small letters.
+_BASIC = re.compile(r"\b(basic\s+)(?-i:(?=[a-z]*[A-Z0-9+/=]))[A-Za-z0-9+/=]{8,}", re.IGNORECASE)
+
+# Of the models' providers: what the workers' programs have.
+_API_KEY = re.compile(r"\bsk-[A-Za-z0-9_-]{20,}")
+
+_JWT = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]+")
+
+# To its last line, or as far as it goes when that was cut off.
+_PEM = re.compile(
+    r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)"
+    r"(?:[\w+/=\s:,-]|\\[nr])*?(?=-----END |(?![\w+/=\s:,-]|\\[nr])|\Z)"
+)
+
+_CURL = re.compile(r"(\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[\s=]*[^\s:]{1,100}:)[^\s\"'\\]+")
+
 # Headers with a value of several words.
 _HEADER = re.compile(r"((?:cookie|authorization)\s*[:=]\s*)[^\"'\\\n]+", re.IGNORECASE)
 
-_NAMES = r"(?:passw(?:or)?d|passphrase|secret|token|cookie|authorization|api-?key|[_-]key)"
+_NAMES = (
+    r"(?:passw(?:or)?d|pwd|passphrase|secret|token|cookie|authorization|signature|credential"
+    r"|(?:api-?|access|secret|admin|agent)key|[_?&-]key)"
+)
 
 # A quoted value, perhaps in a text that was quoted again, and more than once.
 _QUOTED = r"""(?P<escape>\\*)(?P<quote>["']).*?(?:(?<!\\)(?P=escape)(?P=quote)|$)"""
 
-# `name=value`, `name: value` and `"name": "value"`; what JSON does not quote is no secret, and a colon may as well be
-# that of a sentence, as in "a password: put one into the URL".
+# `name=value`, `name: value` and `"name": "value"`; what JSON does not quote is no secret.
 _TOLD = re.compile(
-    rf"""({_NAMES}(?:\\*["']\s*[:=]\s*(?=\\*["'])|=|:\s*(?!(?-i:[a-z`']+)[\s,.]))(?:b(?=["']))?)"""
+    rf"""({_NAMES}(?:\\*["']\s*[:=]\s*(?=\\*["'])|=|:\s*)(?:b(?=["']))?)"""
     rf"""(?:{_QUOTED}|(?:[^\s"'\\]|\\(?!["'n\\]))+)""",
     re.IGNORECASE | re.MULTILINE,
 )
+
+# What makes a colon that of a sentence, as in "a password: put one into the URL": the word before the name, and a word
+# after it that does not end its line.
+_BEFORE = re.compile(r"[\w,] $")
+_AFTER = re.compile(r"[a-z`']+[,.]?[ \t]+\S")
 
 # `(b"name", b"value")`, as Python shows a header.
 _PAIR = re.compile(rf"""([(\[]b?\\*["'][\w.-]*{_NAMES}\\*["'],\s*b?){_QUOTED}""", re.IGNORECASE | re.MULTILINE)
@@ -63,17 +86,28 @@ def _masked(match: re.Match[str]) -> str:
     return f"{match[1]}{quote}{MASK}{quote}"
 
 
+def _told(match: re.Match[str]) -> str:
+    text, start = match.string, match.start()
+    sentence = match[1].endswith(": ") and _BEFORE.search(text[max(0, start - 2) : start])
+    return match[0] if sentence and _AFTER.match(text, match.end(1)) else _masked(match)
+
+
 # Each form, what takes its place, and what is in every text that has it: looking for that first takes a tenth of the
 # time, and every request writes a line.
-_WORDS = ("passw", "passphrase", "secret", "token", "cookie", "authorization")
+_WORDS = ("passw", "passphrase", "secret", "token", "cookie", "authorization", "pwd", "signature", "credential")
 _FORMS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str], tuple[str, ...]], ...] = (
     (_NAMED_KEY, MASK, ("bloom",)),
     (_SESSION, MASK, (".",)),
     (_LOGIN, rf"\1{MASK}", ("://",)),
     (_BEARER, rf"\1{MASK}", ("bearer",)),
+    (_BASIC, rf"\1{MASK}", ("basic",)),
+    (_API_KEY, MASK, ("sk-",)),
+    (_JWT, MASK, ("eyj",)),
+    (_PEM, rf"\1{MASK}", ("private key-----",)),
+    (_CURL, rf"\1{MASK}", ("curl",)),
     (_HEADER, rf"\1{MASK}", ("cookie", "authorization")),
     (_PAIR, _masked, ("('", "(b'", '("', "['", '["', "(\\")),
-    (_TOLD, _masked, (*_WORDS, "key=", "key:", 'key":', "key':", "key\\")),
+    (_TOLD, _told, (*_WORDS, "key=", "key:", 'key":', "key':", "key\\")),
 )
 
 # How a text is quoted: by JSON in two ways, by Python, and by logfmt.

@@ -14,7 +14,7 @@ import trio
 from bloomd.companion import local_url
 from bloomd.control import listener
 from bloomd.daemon import Daemon, front_of_membridge
-from bloomd.errors import Misconfigured
+from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.http.access import is_off
 from bloomd.http.server import Binds
 from bloomd.logs import Logs, is_json
@@ -24,6 +24,7 @@ from bloomd.node import Node
 from bloomd.notify import Notifier
 from bloomd.postgres.embedded import Embedded
 from bloomd.settings import Loaded, Tcp, load, parse_bind
+from bloomd.supervisor import EssentialServiceFailed
 from bloomd.unixsocket import BACKLOG
 
 
@@ -32,7 +33,7 @@ def serve(
     *,
     embedded: Embedded | None = None,
     auto_migrate: bool = False,
-    config: Path | None = None,
+    config_option: str = "",
     membridge_binds: Binds | None = None,
     worker_directory: Path | None = None,
     announce: Callable[[Node], None] | None = None,
@@ -41,7 +42,7 @@ def serve(
 
     Raises:
         SettingsError, Misconfigured: it cannot begin with these settings.
-        EssentialServiceFailed: it could not go on.
+        EssentialServiceFailed: it could not go on, or an address to listen on is taken or not there yet.
     """
     notifier = Notifier()
     loaded = read()
@@ -50,8 +51,11 @@ def serve(
     binds, membridge_binds = Binds(), membridge_binds or Binds("membridge.serve")
     control_socket = listener.bind(settings.control.socket, settings.control.group)
     try:
-        binds.open(settings.http)
-        membridge_binds.open(front_of_membridge(settings))
+        try:
+            binds.open(settings.http)
+            membridge_binds.open(front_of_membridge(settings))
+        except Unavailable as error:
+            raise EssentialServiceFailed(one_line(error)) from error
         daemon = Daemon(
             read,
             loaded,
@@ -62,7 +66,7 @@ def serve(
             membridge_binds=membridge_binds,
             embedded=embedded,
             auto_migrate=auto_migrate,
-            config_option=f" -c {config}" if config else "",
+            config_option=config_option,
             worker_directory=worker_directory,
         )
         trio.run(daemon.run, partial(announce, daemon.node) if announce else None)

@@ -48,13 +48,14 @@ class Bloomd:
             section, _, name = key.partition(".")
             if value is not None:
                 tree.setdefault(section, {})[name] = value
+        self.file.touch(0o600)
         self.file.write_text(json.dumps(tree, indent=2))  # JSON is YAML
 
-    def start(self, *, ready: bool = True) -> Self:
+    def start(self, *options: str, ready: bool = True) -> Self:
         self.configure()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN / "bloomd", "run", "-c", self.file], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [BIN / "bloomd", "run", "-c", self.file, *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=self.environ, start_new_session=True,
             )  # fmt: skip
         if ready:

@@ -26,6 +26,8 @@ class BugReport(TypedDict):
     at: float
     config: str | None
     """The path of its configuration file."""
+    env_file: str | None
+    """The path that `--env-file` gave it."""
     versions: RunningVersions
     status: Status
     settings: dict[str, Any]

@@ -46,6 +46,9 @@ CHECK_SECONDS = 20.0
 LOG_DIRECTORY = "/var/log/bloomd"
 TAIL_BYTES = 512 * 1024
 
+# Where the doctor looks when it cannot be given what the daemon names.
+_INSTEAD = {"-c": "at the usual configuration", "--env-file": "without it"}
+
 # No text that matters is longer.
 TEXT_LIMIT = 2000
 
@@ -53,7 +56,8 @@ TEXT_LIMIT = 2000
 _SHOWN_IN_PART = re.compile(r"(?m)^((?:membridge\.admin_key|minio\.access_key) +)(?!None )\S+")
 
 _README = """\
-A report about one bloomd, made by `bloomd-ctl bugreport`. manifest.json says what is in it, and what is missing.
+A report about one bloomd, made by `bloomd-ctl bugreport`. manifest.json says what is in it, what is missing,
+and whether secrets were blotted out by a daemon that knows them or only by their form; then some may be left.
 
 Passwords, keys, tokens and cookies are blotted out ({mask}). Prompts and results of tasks were not asked for. What is
 left tells how this machine is set up: addresses, names of hosts, users, files and workers. Look at it before you send
@@ -72,6 +76,7 @@ class Report:
         self.files: dict[str, str] = {}
         self.holds: dict[str, str] = {}
         self.missing: dict[str, str] = {}
+        self.by_daemon = True
         self.redacted = "the daemon, by the secrets that it knows and by their form"
 
     def add(self, name: str, holds: str, content: Any) -> None:
@@ -118,8 +123,17 @@ def bugreport(options: Namespace, connect: Connect) -> int:
     at = time.time()
     node = re.sub(r"[^A-Za-z0-9._-]", "_", told["node"] if told else os.uname().nodename)
     directory = f"bloomd-bugreport-{node}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(at))}"
-    config = options.config or (_trusted(told["config"], report) if told else None)
-    _look_around(report, connect if told else None, ["-c", config] if config else [])
+    config, env_file = _files_of(told)
+    named = {
+        "-c": options.config or _trusted("-c", config, report),
+        "--env-file": _trusted("--env-file", env_file, report),
+    }
+    # What `bloomd dev` serves stands in no file: the doctor would look at another bloomd, or at none.
+    doctor = told is None or any((options.config, config, env_file))
+    if not doctor:
+        report.miss("doctor", "this daemon has no configuration file by which the doctor would find it")
+    files = [word for option, file in named.items() if file for word in (option, file)]
+    _look_around(report, connect if told else None, files, doctor=doctor)
     path = os.path.abspath(options.file or f"{directory}.tar.gz")
     size = _write(path, report.packed(directory, at))
     if options.output == "json":
@@ -127,8 +141,13 @@ def bugreport(options: Namespace, connect: Connect) -> int:
         return 0
     lines = [f"{path}: {size} bytes, only for you to read", f"holds {', '.join(report.files)}"]
     lines += [f"missing: {what}: {why}" for what, why in report.missing.items()]
+    blotted = (
+        "Secrets are blotted out in it."
+        if report.by_daemon
+        else ("Secrets are blotted out in it by their form only, without the daemon that knows them; some may be left.")
+    )
     lines += [
-        "Secrets are blotted out in it. Names and addresses are not: look at it before you send it to anybody.",
+        f"{blotted} Names and addresses are not: look at it before you send it to anybody.",
         f"  tar -xzOf {shlex.quote(path)} | less",
     ]
     print(terminal.text(layout.printable(line) for line in lines))
@@ -161,28 +180,35 @@ def _ask_daemon(report: Report, connect: Connect) -> BugReport | None:
     return told
 
 
-def _trusted(config: str | None, report: Report) -> str | None:
-    """The configuration that the daemon names, unless it could have anything read there with the rights of root."""
-    if config is None:
+def _files_of(told: BugReport | None) -> tuple[str | None, str | None]:
+    """The files of settings that the daemon names; one from before an upgrade names no environment."""
+    return (told["config"], told.get("env_file")) if told else (None, None)
+
+
+def _trusted(option: str, path: str | None, report: Report) -> str | None:
+    """The file that the daemon names, unless it could have anything read there with the rights of root."""
+    if path is None:
         return None
     try:
-        owner = os.stat(config).st_uid
+        owner = os.stat(path).st_uid
     except OSError as error:
-        report.miss(config, f"{error.strerror}; the doctor looks at the usual configuration")
+        if not (option == "--env-file" and isinstance(error, FileNotFoundError)):  # that one need not be there
+            report.miss(path, f"{error.strerror}; the doctor looks {_INSTEAD[option]}")
         return None
     if owner in (0, os.geteuid()):
-        return config
-    report.miss(config, f"neither root nor you own it, so the doctor looks at the usual one: say -c {config}")
+        return path
+    advice = f": say -c {path}" if option == "-c" else ""
+    report.miss(path, f"neither root nor you own it, so the doctor looks {_INSTEAD[option]}{advice}")
     return None
 
 
-def _look_around(report: Report, connect: Connect | None, config: list[str]) -> None:
+def _look_around(report: Report, connect: Connect | None, config: list[str], *, doctor: bool) -> None:
     """Add what can be had without the daemon; but for `connect`, by which it redacts that."""
     found: dict[str, Any] = {"machine.json": machine()}
     program = _program()
     if program is None:
         report.miss("doctor", "there is no program bloomd beside this bloomd-ctl")
-    else:
+    elif doctor:
         _consult(report, found, [program, "doctor", "-o", "json", *config])
     if connect is None:
         if program:
@@ -258,6 +284,7 @@ def _redacted(report: Report, found: dict[str, Any], connect: Connect | None) ->
             report.redacted = f"bloomd-ctl, in part by the form of secrets only, since {failure}"
     else:
         report.redacted = "bloomd-ctl, by the form of secrets only, since no daemon was there that knows them"
+    report.by_daemon = False
     redaction = Redaction()
     return {
         name: redaction(value) if isinstance(value, str) else redaction.within(value, TEXT_LIMIT)

@@ -7,6 +7,7 @@ daemon that stops are heard, too.
 
 import platform
 import secrets
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -71,7 +72,8 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
         told = BugReport(
             node=node.name,
             at=time.time(),
-            config=_config(node),
+            config=_file(node, "-c"),
+            env_file=_file(node, "--env-file"),
             versions=RunningVersions(
                 python=platform.python_version(),
                 packages=_PACKAGES,
@@ -117,9 +119,9 @@ def methods(node: Node, logs: Logs) -> Sequence[Method[Any]]:
     ]
 
 
-def _config(node: Node) -> str | None:
-    option = node.config_option.removeprefix(" -c ")
-    return str(Path(option).absolute()) if option else None
+def _file(node: Node, option: str) -> str | None:
+    words = shlex.split(node.config_option)
+    return str(Path(words[words.index(option) + 1]).absolute()) if option in words else None
 
 
 def _limits() -> list[str]:

@@ -142,7 +142,7 @@ def sync(answer: SyncRound, look: Look) -> Iterator[str]:
 
 
 def version(answer: Version, look: Look) -> Iterator[str]:
-    schema = "unknown (PostgreSQL is away)" if answer["schema"] is None else answer["schema"]
+    schema = "unknown (the database is not ready)" if answer["schema"] is None else answer["schema"]
     yield f"bloomd {answer['version']}, Python {answer['python']}, schema {schema}"
 
 
@@ -266,7 +266,7 @@ def _paused(until: float | None, look: Look) -> str:
 
 def _queue(queue: Queue | None, look: Look) -> str:
     if queue is None:
-        return "unknown (PostgreSQL is away)"
+        return "unknown (the database is not ready)"
     facts = [f"{number} {status}" for status, number in queue["by_status"].items()] or ["empty"]
     if pause := queue.get("pause"):
         reason = f" ({pause['reason']})" if pause["reason"] else ""
@@ -280,7 +280,7 @@ def _queue(queue: Queue | None, look: Look) -> str:
 
 def _workers(workers: Workers | None) -> str:
     if workers is None:
-        return "unknown (PostgreSQL is away)"
+        return "unknown (the database is not ready)"
     online = f"{workers['online']} of {workers['total']} online"
     for word in ("cordoned", "draining"):
         if number := workers.get(word):

@@ -77,7 +77,7 @@ def hidden_settings(case: Case) -> Found:
 
 def _closed(files: list[Path], user: User) -> Found:
     """The daemon may read them, and not everybody."""
-    open_ones = [file for file in files if file.stat().st_mode & stat.S_IROTH]
+    open_ones = [file for file in files if _everybody_may_read(file)]
     if open_ones:
         return error(
             f"everybody on this machine may read the secrets in {_listed(open_ones)}",
@@ -89,8 +89,15 @@ def _closed(files: list[Path], user: User) -> Found:
     return ok(f"only owner and group may read {_listed(files)}")
 
 
+def _everybody_may_read(file: Path) -> bool:
+    """Whether its mode says so, and everybody gets to it through all the directories above."""
+    return bool(file.stat().st_mode & stat.S_IROTH) and all(
+        directory.stat().st_mode & stat.S_IXOTH for directory in file.resolve().parents
+    )
+
+
 def _let_read(user: User, files: list[Path]) -> str:
-    return f"chgrp {user.name} {_quoted(files)} && chmod 640 {_quoted(files)}"
+    return f"chgrp {user.group} {_quoted(files)} && chmod 640 {_quoted(files)}"
 
 
 def _files_of_secrets(case: Case) -> Iterator[Path]:

@@ -16,8 +16,8 @@ WAITED_SECONDS = 120.0
 # A lease that is rescued now and then is a machine that was switched off; this many within an hour are a pattern.
 OFTEN = 10
 
-# So many tasks, each of another kind, are looked at.
-KINDS = 5
+# So many tasks, each of another kind, are looked at: more kinds than there are, and soon done.
+KINDS = 50
 
 # Why a task waits (`runtime/explain.py`) that is no trouble: everybody is at work.
 BUSY = frozenset({"workers-full", "context-turn", "conversation"})
@@ -41,13 +41,13 @@ PUSHED_TO = """
 SELECT count(*)::integer AS number FROM workers WHERE url <> ''
 """
 
-# The oldest of each kind that waits for workers of its own, as those with the same labels do.
+# What has waited longest of each kind that waits for workers of its own, as those with the same labels do.
 OLDEST = """
 SELECT id, (bloom_now_ms() - since) / 1000 AS seconds
   FROM (SELECT DISTINCT ON (pin, kind) id, greatest(created_at, retry_at, not_before) AS since
           FROM llm_tasks, LATERAL (SELECT coalesce(pinned_worker_id, ''), bloom_kind(labels)) AS for_whom (pin, kind)
          WHERE status = 'queued' AND ready
-         ORDER BY pin, kind, created_at) AS oldest
+         ORDER BY pin, kind, since) AS oldest
  WHERE since < bloom_now_ms() - %(waited_ms)s
  ORDER BY since
  LIMIT %(limit)s
@@ -126,12 +126,8 @@ async def workers_silent(case: Case) -> Found:
 async def queue_stuck(case: Case) -> Found:
     """A task that could run does run before long."""
     waiting = await case.database.rows(_Oldest, OLDEST, waited_ms=int(WAITED_SECONDS * 1000), limit=KINDS)
-    worst = ok("no task waits for long")
-    for task in waiting:
-        found = await _explained(case, task)
-        if _BADNESS[found.state] > _BADNESS[worst.state]:
-            worst = found
-    return worst
+    found = [await _explained(case, task) for task in waiting]
+    return max(found, key=lambda each: _BADNESS[each.state], default=ok("no task waits for long"))
 
 
 async def _explained(case: Case, task: _Oldest) -> Found:

@@ -8,10 +8,11 @@ import msgspec
 import trio
 
 from bloomd.control.layout import count
+from bloomd.doctor import proxy
 from bloomd.doctor.case import Case
 from bloomd.doctor.fact import SECONDS
 from bloomd.doctor.finding import Found, Skip, error, ok, warning
-from bloomd.doctor.proxy import ANSWER_LIMIT, CLAIMED, CLIENT, HEALTH
+from bloomd.doctor.proxy import ANSWER_LIMIT, CLAIMED, CLIENT, HEALTH, NO_ADDRESS
 from bloomd.errors import Unavailable, one_line
 from bloomd.exchange import Answer, exchange
 from bloomd.settings import Tcp, parse_bind
@@ -64,7 +65,7 @@ def nginx_answers(case: Case) -> Found:
     )
 
 
-def nginx_client_address(case: Case) -> Found:
+async def nginx_client_address(case: Case) -> Found:
     """nginx tells bloomd who the client is, and takes nobody's word for it."""
     health = _health(case.front.value)
     if health is None or health.client is None:
@@ -73,6 +74,11 @@ def nginx_client_address(case: Case) -> Found:
         return ok("nginx passes the client's address")
     fix = "in nginx: proxy_set_header X-Forwarded-For $remote_addr;"
     if health.client == CLAIMED:
+        appended = _health(await proxy.health(case.settings.http, NO_ADDRESS))
+        if appended and appended.client == CLIENT:
+            return warning(
+                "nginx appends to what a client claims: safe unless the client is itself in http.trusted_proxies", fix
+            )
         return error("nginx passes on whatever address a client claims to have", fix)
     return error(
         f"bloomd takes {health.client} for a client of nginx with the address {CLIENT}",

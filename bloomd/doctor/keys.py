@@ -1,5 +1,7 @@
 """Keys: whether one is asked for where it has to be, and whether they are any good."""
 
+import re
+
 import msgspec
 
 from bloomd.doctor.case import Case
@@ -19,6 +21,10 @@ WELL_KNOWN = frozenset(
         "qwerty", "root", "secret", "test", "your-api-key", "your-secret-key",
     }
 )  # fmt: skip
+
+# What a guide shows in the place of a key has one of these in it, whatever stands around: "put-your-api-key-here".
+STAND_INS = ("changeme", "changethis", "replaceme", "yourapikey", "yourkey", "yourpassword", "yoursecret", "yourtoken")
+BRACKETS = ("<>", "[]", "{}")
 
 NAMED_KEYS = """
 SELECT (SELECT count(*) FROM api_keys) + (SELECT count(*) FROM worker_tokens) AS number
@@ -63,7 +69,10 @@ def weak(case: Case) -> Found:
 
 
 def _is_known(secret: str) -> bool:
-    return secret.lower() in WELL_KNOWN or len(set(secret)) <= 2
+    if secret.lower() in WELL_KNOWN or len(set(secret)) <= 2 or secret[0] + secret[-1] in BRACKETS:
+        return True
+    letters = re.sub(r"[^a-z]", "", secret.lower())
+    return letters in WELL_KNOWN or any(word in letters for word in STAND_INS)
 
 
 def _fix(key: str) -> str:

@@ -23,6 +23,8 @@ ANSWER_LIMIT = 64 * KIB
 LOOPBACK, CLIENT = "127.0.0.1", "127.0.0.2"
 # What that client claims to be: an address of the documentation (RFC 5737), which nobody has.
 CLAIMED = "203.0.113.7"
+# And what is no address: bloomd, which reads from the right, stops before it, at what nginx has appended.
+NO_ADDRESS = "unknown"
 
 
 async def certificate(http: Http) -> float:
@@ -52,8 +54,8 @@ async def certificate(http: Http) -> float:
         raise Unavailable(f"{where}:{port}: {why(error)}") from error
 
 
-async def health(http: Http) -> Answer:
-    """What is answered on this machine to who asks bloomd for its health by the public URL.
+async def health(http: Http, claimed: str = CLAIMED) -> Answer:
+    """What is answered on this machine to who asks bloomd for its health by the public URL, and claims to be another.
 
     Raises:
         Skip: nothing says that it is on this machine.
@@ -67,7 +69,7 @@ async def health(http: Http) -> Answer:
         who=f"{http.public_url} on this machine",
         timeout=SECONDS,
         limit=ANSWER_LIMIT,
-        headers={"X-Forwarded-For": CLAIMED},
+        headers={"X-Forwarded-For": claimed},
         connect=lambda _, port: connect_anywhere(LOOPBACK, port, local_address=CLIENT),
     )
 

@@ -21,27 +21,34 @@ LARGEST_LOG = 256 * MIB
 
 # What the init systems make for bloomd.
 HOME, LOGS = Path("/var/lib/bloomd"), Path("/var/log/bloomd")
+# What rotates these logs, logrotate/bloomd, is there.
+ROTATION = Path("/etc/logrotate.d/bloomd")
 
 # Only of a server on this machine, and only shown to who may see all settings.
 DATA_DIRECTORY = """
-SELECT setting AS path
-  FROM pg_settings
- WHERE name = 'data_directory'
-   AND (inet_server_addr() IS NULL OR inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1')
+SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS path, quote_ident(current_user) AS role
+ WHERE inet_server_addr() IS NULL OR inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1'
 """
 
 
 class _Directory(msgspec.Struct, frozen=True):
-    path: str
+    path: str | None
+    role: str
 
 
 async def data_disk(case: Case) -> Found:
     """PostgreSQL and bloomd have room for what they keep."""
-    directories = [HOME]
-    if case.server.known:
-        directories += [Path(found.path) for found in await case.any_database.rows(_Directory, DATA_DIRECTORY)]
-    nothing = "no data is known to be on this machine"
-    return await trio.to_thread.run_sync(_room, directories, nothing, abandon_on_cancel=True)
+    directories, nothing, unseen = [HOME], "no data is known to be on this machine", ""
+    for found in await case.any_database.rows(_Directory, DATA_DIRECTORY) if case.server.known else ():
+        if found.path is None:
+            unseen = f"; PostgreSQL does not tell where its own is: GRANT pg_read_all_settings TO {found.role}"
+        else:
+            directories.append(Path(found.path))
+    try:
+        room = await trio.to_thread.run_sync(_room, directories, nothing, abandon_on_cancel=True)
+    except Skip as reason:
+        raise Skip(f"{reason}{unseen}") from None
+    return msgspec.structs.replace(room, text=f"{room.text}{unseen}")
 
 
 def log_disk(case: Case) -> Found:
@@ -56,7 +63,7 @@ def logs_writable(case: Case) -> Found:
         if str(file).endswith(" (deleted)"):
             return error(f"the log goes to a file that was deleted, {str(file)[:-10]}", "restart bloomd")
         if not file.parent.is_dir():
-            made = f"install -d -o {user.name} -g {user.name} -m 0750 {shlex.quote(str(file.parent))}"
+            made = f"install -d -o {user.name} -g {user.group} -m 0750 {shlex.quote(str(file.parent))}"
             return error(f"there is no log directory {file.parent}", made)
         if not user.may_write(file if file.exists() else file.parent):
             return error(
@@ -70,12 +77,12 @@ def logs_rotated(case: Case) -> Found:
     """The logs do not grow for ever."""
     sizes = {file: file.stat().st_size for file in _log_files(case) if file.exists()}
     large = [file for file, size in sizes.items() if size > LARGEST_LOG]
-    if not large:
-        return ok(f"no log is larger than {LARGEST_LOG // MIB} MiB")
-    return warning(
-        f"{large[0]} has {sizes[large[0]] // MIB} MiB: nobody seems to rotate it",
-        "install logrotate, with bloomd's logrotate file in /etc/logrotate.d",
-    )
+    fix = f"install logrotate, with bloomd's logrotate/bloomd as {ROTATION}"
+    if large:
+        return warning(f"{large[0]} has {sizes[large[0]] // MIB} MiB: nobody seems to rotate it", fix)
+    if any(file.parent == LOGS for file in sizes) and not ROTATION.exists():
+        return warning(f"nothing rotates the logs in {LOGS}: there is no {ROTATION}", fix)
+    return ok(f"no log is larger than {LARGEST_LOG // MIB} MiB")
 
 
 def _log_files(case: Case) -> list[Path]:
@@ -92,11 +99,9 @@ def _log_files(case: Case) -> list[Path]:
 
 
 def _room(directories: list[Path], nothing: str) -> Found:
-    directories = [directory for directory in directories if os.path.isdir(directory)]
-    if not directories:
+    free, worst = min(filter(None, map(_free, directories)), default=(0, None))
+    if worst is None:
         raise Skip(nothing)
-    worst = min(directories, key=_free)
-    free = _free(worst)
     text = f"{free / GIB:.1f} GiB are free for {worst}"
     if free < FULL_BYTES:
         return error(text, f"make room: df -h {shlex.quote(str(worst))}")
@@ -105,6 +110,14 @@ def _room(directories: list[Path], nothing: str) -> Found:
     return ok(text)
 
 
-def _free(directory: Path) -> int:
-    room = os.statvfs(directory)
-    return room.f_bavail * room.f_frsize
+def _free(directory: Path) -> tuple[int, Path] | None:
+    """What is free there, or at the nearest directory above to which we get; None where there is no such directory."""
+    for place in (directory, *directory.parents):
+        try:
+            room = os.statvfs(place)
+        except PermissionError:
+            continue
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return room.f_bavail * room.f_frsize, place
+    return None

@@ -17,7 +17,7 @@ def directory(case: Case) -> Found:
     for place in places:
         name = shlex.quote(str(place))
         if not place.is_dir():
-            made = f"install -d -o {user.name} -g {user.name} -m 0711 {name}"
+            made = f"install -d -o {user.name} -g {user.group} -m 0711 {name}"
             return error(f"there is no directory {place} for the socket", made)
         mode = place.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:

@@ -1,9 +1,10 @@
 """Whom the daemon runs as, and what this user may do with a file."""
 
+import grp
 import os
 import pwd
 import stat
-from collections.abc import Collection
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,18 @@ class User:
 
     name: str
     uid: int
-    groups: Collection[int]
+    groups: Sequence[int]
+    """The user's own first."""
+
+    @property
+    def group(self) -> str:
+        """The user's own, which need not have the user's name."""
+        if not self.groups:
+            return self.name
+        try:
+            return grp.getgrgid(self.groups[0]).gr_name
+        except KeyError:
+            return str(self.groups[0])
 
     def may_read(self, path: Path) -> bool:
         return self._may(path, stat.S_IRUSR, stat.S_IRGRP, stat.S_IROTH)

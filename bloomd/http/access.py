@@ -10,9 +10,10 @@ link from elsewhere (`Sec-Fetch-Site`) is a stranger's.
 A worker's token, in the place of a key, opens `OF_WORKERS`, and nothing else beside what is open anyway. The routes
 behind it do it for that worker's own leases only (`requests.worker_of`).
 
-When there is neither (development) everything is allowed to whoever reaches the port, so two checks keep web pages
-elsewhere from reaching it through a browser: `Host` must be a loopback name or one that is configured (DNS rebinding),
-and an `Origin`, when there is one, must be the server's own (cross-site requests). As long as it is not known whether
+When there is neither (development) everything is allowed to whoever is on this machine; to others, whom a proxy may
+have brought, only with `http.allow_unauthenticated`. And two checks keep web pages elsewhere from reaching it through a
+browser: `Host` must be a loopback name or one that is configured (DNS rebinding), and an `Origin`, when there is one,
+must be the server's own (cross-site requests). As long as it is not known whether
 there are keys with names, because the database has been away since the start, nobody is let in for want of them.
 """
 
@@ -118,6 +119,8 @@ def guarded(app: App, settings: Callable[[], Http], keys: KeyRing) -> App:
         stranger = Caller(client, doubtful, ANONYMOUS, authenticated=False)
         scope["state"]["caller"] = stranger
         if is_off(http, keys):
+            if not http.allow_unauthenticated:
+                _check_nearby(stranger)
             _check_host(scope, http.allowed_hosts)
             _check_origin(scope)
             return msgspec.structs.replace(stranger, authenticated=True)
@@ -249,6 +252,17 @@ def _secrets(scope: Scope) -> Iterator[bytes]:
             yield value
         elif name == b"authorization" and value[:7].lower() == b"bearer ":
             yield value[7:].strip()
+
+
+def _check_nearby(caller: Caller) -> None:
+    if caller.doubtful or not (caller.client == UNIX or _is_loopback(caller.client)):
+        who = "who a proxy asks for that is not in http.trusted_proxies" if caller.doubtful else caller.client
+        raise Problem(
+            403,
+            f"No API key is set, so only this machine is served, not {who}; make a key (`bloomd-ctl key add NAME`), "
+            "or say http.allow_unauthenticated",
+            type="no-key",
+        )
 
 
 def _check_host(scope: Scope, allowed: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ is down the kernel queues connections instead of refusing them. A server closes 
 duplicate.
 """
 
+import errno
 import grp
 import os
 import socket
@@ -15,7 +16,7 @@ import structlog
 import trio
 
 from bloomd import unixsocket
-from bloomd.errors import Misconfigured
+from bloomd.errors import Misconfigured, Unavailable
 from bloomd.http.asgi import App
 from bloomd.http.connections import Dated, serve
 from bloomd.settings import Settings, Tcp, Unix, parse_bind
@@ -59,6 +60,7 @@ class Binds:
 
         Raises:
             Misconfigured: one of them cannot be had; the text says which, why, and what to do.
+            Unavailable: neither can it now, because somebody has that address, or this machine has not got it yet.
         """
         opened: list[str] = []
         try:
@@ -66,7 +68,7 @@ class Binds:
                 if bind not in self._listening:
                     self._listening[bind] = _listen(bind, settings, self._setting)
                     opened.append(bind)
-        except Misconfigured:
+        except (Misconfigured, Unavailable):
             self.close(opened)
             raise
         return opened
@@ -171,7 +173,8 @@ def _listen(bind: str, settings: Http, setting: str) -> Listening:
             try:
                 return _listen_tcp(host, port)
             except OSError as error:
-                raise Misconfigured(
+                kind = Unavailable if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) else Misconfigured
+                raise kind(
                     f"{setting}: cannot listen on {bind}: {error.strerror or error}; free it, or choose another address"
                 ) from error
 

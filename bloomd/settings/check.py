@@ -15,6 +15,9 @@ from bloomd.settings.model import Settings
 from bloomd.settings.problems import DEFAULT, Problem, Source
 from bloomd.settings.values import COMPLAINTS, bind_problem
 
+# Sixteen characters of a random text are more than anybody tries out.
+SHORTEST_KEY = 16
+
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
@@ -52,6 +55,14 @@ def without_key(settings: Settings) -> list[str]:
         start, who = "http.api_key is not set", "every program on this machine"
     unless = "unless there are named keys or workers' tokens"
     return [f"{start}: {unless}, authentication is off, and {who} may do everything"]
+
+
+def short_key(settings: Settings) -> list[str]:
+    """What deserves to be said of a key that can be guessed, where others than this machine may try."""
+    key = settings.http.api_key
+    if key is None or len(key) >= SHORTEST_KEY or not any(map(_beyond_loopback, settings.http.bind)):
+        return []
+    return [f"http.api_key has fewer than {SHORTEST_KEY} characters, and whoever reaches the port may try to guess it"]
 
 
 def _problem(finding: _Finding, sources: Mapping[str, Source]) -> Problem:

@@ -152,4 +152,5 @@ def _uncertain(problems: list[Problem], sources: Mapping[str, Source], *, file_w
 def _assemble(base: Layer, rows: Mapping[str, str], notices: list[str]) -> Loaded:
     layer, warnings = lay_over(base, rows)
     settings = _settings(layer)
-    return Loaded(settings, _sources(layer), (*check.without_key(settings), *notices, *warnings), base, notices)
+    about_keys = (*check.without_key(settings), *check.short_key(settings))
+    return Loaded(settings, _sources(layer), (*about_keys, *notices, *warnings), base, notices)

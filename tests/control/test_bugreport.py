@@ -33,7 +33,8 @@ class FakeDaemon:
         self.told: Any = {
             "node": "alpha/../1 ",
             "at": 1_700_000_000.0,
-            "config": None,
+            "config": "/dev/null",
+            "env_file": None,
             "versions": {"python": "3.11.7"},
             "status": {"verdict": "ok"},
             "settings": {"settings": [], "warnings": []},
@@ -142,6 +143,7 @@ def test_all_there_is(daemon, program, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"{os.getcwd()}/report.tar.gz: {os.path.getsize('report.tar.gz')} bytes")
     assert "look at it before you send it" in said
+    assert "by their form only" not in said
 
 
 def test_only_its_user_can_read_it(daemon, program):
@@ -162,10 +164,24 @@ def test_the_doctor_is_told_which_configuration_the_daemon_has(daemon, program, 
     Path(config).touch()
     run(daemon, file="a")
     assert asked.read_text() == f"doctor -o json -c {config}\n"
-    daemon.told["config"] = None
+    daemon.told["env_file"] = env_file = str(tmp_path / "here.env")
+    Path(env_file).touch()
     run(daemon, file="b")
+    del daemon.told["env_file"]  # by a daemon from before an upgrade
     run(daemon, file="c", config="other.yaml")
-    assert asked.read_text().splitlines()[1:] == ["doctor -o json", "doctor -o json -c other.yaml"]
+    assert asked.read_text().splitlines()[1:] == [
+        f"doctor -o json -c {config} --env-file {env_file}",
+        "doctor -o json -c other.yaml",
+    ]
+
+
+def test_the_doctor_does_not_look_for_a_daemon_that_has_no_file(daemon, program):
+    asked = program("echo '{}'")
+    daemon.told["config"] = None
+    run(daemon)
+    assert list(missing()) == ["doctor"]
+    assert "no configuration file" in missing()["doctor"]
+    assert not asked.exists()
 
 
 def test_the_daemon_cannot_have_just_any_file_read(daemon, program, tmp_path, monkeypatch):
@@ -181,6 +197,20 @@ def test_the_daemon_cannot_have_just_any_file_read(daemon, program, tmp_path, mo
     run(daemon, file="b")
     assert f"say -c {config}" in missing("b")[config]
     assert asked.read_text().splitlines() == ["doctor -o json"] * 2
+
+
+def test_nor_just_any_environment(daemon, program, tmp_path, monkeypatch):
+    asked = program("echo '{}'")
+    daemon.told["env_file"] = env_file = str(tmp_path / "here.env")
+    run(daemon, file="a")
+    assert missing("a") == {}  # it need not be there
+    Path(env_file).touch()
+    if os.geteuid() == 0:
+        os.chown(env_file, 12346, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    run(daemon, file="b")
+    assert missing("b") == {env_file: "neither root nor you own it, so the doctor looks without it"}
+    assert asked.read_text().splitlines() == ["doctor -o json -c /dev/null"] * 2
 
 
 def test_its_usual_name_has_node_and_time(daemon, program, capsys, monkeypatch):
@@ -283,10 +313,11 @@ def test_without_a_doctor_beside_it(daemon, program, tmp_path):
     assert missing("linked") == {}
 
 
-def test_a_daemon_that_goes_away_meanwhile(daemon, program):
+def test_a_daemon_that_goes_away_meanwhile(daemon, program, capsys):
     daemon.lines = CannotReach("it closed the connection")
     daemon.redacts = CannotReach("there is no socket")
     run(daemon)
+    assert "by their form only" in capsys.readouterr().out
     found = files()
     assert missing() == {"latest lines of the log in the daemon's memory": "it closed the connection"}
     assert found["status.json"] == {"verdict": "ok"}

@@ -66,8 +66,8 @@ def test_a_bad_status_says_what_is_unknown_and_what_to_try() -> None:
         "                                                          refused",
         "  minio     unknown  never ok",
         "",
-        "queue     unknown (PostgreSQL is away)",
-        "workers   unknown (PostgreSQL is away)",
+        "queue     unknown (the database is not ready)",
+        "workers   unknown (the database is not ready)",
         "leader    unknown",
         "sync      never succeeded, 1 failure in a row: HTTP 500",
         "process   pid 4711, up 3 h, version 0.1.0, schema unknown, node alpha",
@@ -422,7 +422,7 @@ def test_one_line_answers() -> None:
         "1 agent: 1 added, 0 changed, 2 offline, in 250 ms"
     ]
     assert lines(render.version, {"version": "0.1.0", "python": "3.11.7", "schema": None}) == [
-        "bloomd 0.1.0, Python 3.11.7, schema unknown (PostgreSQL is away)"
+        "bloomd 0.1.0, Python 3.11.7, schema unknown (the database is not ready)"
     ]
     assert lines(render.ping, {"pong": True, "pid": 7, "loop_lag_ms": 0.04, "round_trip_ms": 1.5}) == [
         "pong from pid 7 in 1.5 ms, loop lag 0.0 ms"

@@ -154,3 +154,17 @@ def test_without_the_daemon_there_is_what_can_be_had(secretive, tmp_path):
     assert "membridge.admin_key" in files["settings.txt"]
     checks = json.loads(files["doctor.json"])["said"]["checks"]
     assert "postgres.reachable" in {check["check"] for check in checks}
+
+
+def test_the_doctor_reads_the_env_file_that_the_daemon_was_given(bloomd, database, tmp_path):
+    daemon = bloomd()
+    daemon.configure(database__url=None)
+    env_file = tmp_path / "bloomd.env"
+    env_file.write_text(f"DATABASE_URL={database}\n")
+    daemon.start("--env-file", str(env_file))
+    path = tmp_path / "report.tar.gz"
+    assert daemon.ctl("bugreport", "-o", str(path)).returncode == 0
+    doctor = json.loads(files_of(path)["doctor.json"])
+    assert doctor["command"][-4:] == ["-c", str(daemon.file), "--env-file", str(env_file)]
+    checks = {check["check"]: check for check in doctor["said"]["checks"]}
+    assert checks["postgres.reachable"]["state"] == "ok"

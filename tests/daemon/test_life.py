@@ -89,8 +89,14 @@ def test_a_second_daemon_on_the_same_socket_is_refused(bloomd, database):
 def test_a_port_in_use_is_refused(bloomd):
     first = bloomd().start()
     second = bloomd(http__bind=[f"127.0.0.1:{first.port}"]).start(ready=False)
-    assert second.process.wait(20) == 78
+    assert second.process.wait(20) == 75
     assert f"http.bind: cannot listen on 127.0.0.1:{first.port}" in second.log.read_text()
+
+
+def test_an_address_that_is_not_there_may_come(bloomd):
+    daemon = bloomd(http__bind=["203.0.113.1:5000"]).start(ready=False)
+    assert daemon.process.wait(20) == 75
+    assert "http.bind: cannot listen on 203.0.113.1:5000" in daemon.log.read_text()
 
 
 def test_a_bad_configuration_exits_with_78_and_every_error(bloomd):

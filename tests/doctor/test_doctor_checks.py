@@ -1,6 +1,9 @@
 """Each check complains when what it looks at is broken, and no other one does; of a node that is well, none does."""
 
+import grp
+import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -68,6 +71,10 @@ SETTINGS: list[tuple[str, str, Change]] = [
     ),
     ("http.open", "error", lambda site: {"http__api_key": None}),  # nginx lets everybody in
     ("keys.weak", "error", lambda site: {"http__api_key": "ChangeMe"}),
+    ("keys.weak", "error", lambda site: {"http__api_key": "<generate-a-strong-key>"}),
+    ("keys.weak", "error", lambda site: {"http__api_key": "put-your-API-key-of-32-characters-here"}),
+    ("keys.weak", "error", lambda site: {"http__api_key": "change_me_123_change_me_456"}),
+    ("keys.weak", "error", lambda site: {"http__api_key": "password-12345678901"}),
     ("keys.weak", "error", lambda site: {"membridge__agent_key": "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}),
     ("keys.weak", "error", lambda site: {"database__url": make_conninfo(site.database, password="postgres")}),
     ("keys.weak", "warning", lambda site: {"http__api_key": "vK7pQ2x"}),
@@ -76,7 +83,7 @@ SETTINGS: list[tuple[str, str, Change]] = [
     ("nginx.answers", "error", lambda site: {"http__public_url": site.url("cut_off")}),
     ("nginx.answers", "error", lambda site: {"http__public_url": site.url("another")}),
     ("nginx.client_address", "error", lambda site: {"http__public_url": site.url("credulous")}),
-    ("nginx.client_address", "error", lambda site: {"http__public_url": site.url("appending")}),
+    ("nginx.client_address", "warning", lambda site: {"http__public_url": site.url("appending")}),
     ("nginx.client_address", "error", lambda site: {"http__public_url": site.url("silent")}),
     ("nginx.certificate", "warning", lambda site: {"http__public_url": site.url("ending")}),
     ("nginx.certificate", "error", lambda site: {"http__public_url": site.url("over")}),
@@ -132,13 +139,22 @@ async def test_an_environment_file_of_today_that_nobody_named(site: Site, monkey
     assert str(found["env_file.mode"].fix).startswith(f"bloomd doctor -c {file} --env-file {files.TODAYS}, ")
 
 
-async def test_the_mode_of_a_file_that_holds_one_secret(site: Site, tmp_path: Path) -> None:
-    secret = tmp_path / "api.key"
-    secret.write_text(KEY)
-    secret.chmod(0o644)
-    found = await site.examine(site.file(http__api_key=None, http__api_key_file=str(secret)))
-    assert complaints(found) == {"secrets.mode": "error"}
-    assert found["secrets.mode"].fix == f"chmod o-rwx {secret}"
+async def test_the_mode_of_a_file_that_holds_one_secret(site: Site) -> None:
+    directory = site.bloomd.directory / "secrets"
+    secret = directory / "api.key"
+    directory.mkdir()
+    try:
+        secret.write_text(KEY)
+        secret.chmod(0o644)
+        directory.chmod(0o755)
+        file = site.file(http__api_key=None, http__api_key_file=str(secret))
+        found = await site.examine(file)
+        assert complaints(found) == {"secrets.mode": "error"}
+        assert found["secrets.mode"].fix == f"chmod o-rwx {secret}"
+        directory.chmod(0o700)
+        assert await site.complaints(file) == {}, "nobody else gets to it"
+    finally:
+        shutil.rmtree(directory)
 
 
 async def test_a_directory_in_which_everybody_may_put_a_socket(site: Site) -> None:
@@ -155,14 +171,15 @@ async def test_a_directory_in_which_everybody_may_put_a_socket(site: Site) -> No
 async def test_what_the_daemon_may_not_do(
     site: Site, monkeypatch: pytest.MonkeyPatch, check: Callable[[Case], Found]
 ) -> None:
-    """Root may do everything; another user would not get at these files."""
+    """Root may do everything; another user would not get at these files, nor the group, which has another name."""
+    others = grp.getgrnam(OTHER_GROUP)
     async with gathered(site.read, config=site.file()) as case:
         assert check(case).state == "ok"
-        monkeypatch.setattr(cases, "daemon_user", lambda control_socket: User("stranger", 54321, (54321,)))
+        monkeypatch.setattr(cases, "daemon_user", lambda control_socket: User("stranger", 54321, (others.gr_gid,)))
         found = check(case)
     assert found.state == "error"
     assert "the user stranger may not" in found.text
-    assert "stranger" in str(found.fix)
+    assert str(found.fix).startswith((f"chgrp {OTHER_GROUP} ", "chown stranger "))
 
 
 async def test_what_the_api_has_set_and_the_file_says_otherwise(site: Site) -> None:
@@ -193,6 +210,24 @@ async def test_a_full_disk(site: Site, monkeypatch: pytest.MonkeyPatch, check: s
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     assert await site.complaints() == {check: state}
+
+
+async def test_a_data_directory_that_we_do_not_get_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest one above counts."""
+    really = os.statvfs
+
+    def statvfs(path: Any) -> os.statvfs_result:
+        if Path(path) == site.server.data:
+            raise PermissionError
+        values = list(really(path))
+        if Path(path) == site.server.data.parent:
+            values[4] = 0
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    found = await site.examine()
+    assert complaints(found) == {"disk.data": "error"}
+    assert found["disk.data"].found == f"0.0 GiB are free for {site.server.data.parent}"
 
 
 async def test_an_old_server(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +271,9 @@ async def test_a_user_without_privileges(site: Site, granted: str, state: str, s
         assert complaints(found) == {"postgres.privileges": state}
         assert f"the user poor {says}" in found["postgres.privileges"].found
         assert 'TO "poor"' in str(found["postgres.privileges"].fix)
+        assert found["disk.data"].found.endswith(
+            "; PostgreSQL does not tell where its own is: GRANT pg_read_all_settings TO poor"
+        )
     finally:
         site.sql("DROP OWNED BY poor")
         site.sql("DROP ROLE poor")
@@ -350,6 +388,18 @@ async def test_a_log_that_nobody_rotates(site: Site, monkeypatch: pytest.MonkeyP
     assert await site.complaints() == {"logs.rotated": "warning"}
 
 
+async def test_logs_that_nothing_will_rotate(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log, rotation = tmp_path / "bloomd.log", tmp_path / "logrotate"
+    log.touch()
+    tell(monkeypatch, _process(log_files=[str(log)]))
+    monkeypatch.setattr(room, "ROTATION", rotation)
+    assert await site.complaints() == {}, "a log elsewhere is rotated by whoever put it there"
+    monkeypatch.setattr(room, "LOGS", tmp_path)
+    assert await site.complaints() == {"logs.rotated": "warning"}
+    rotation.touch()
+    assert await site.complaints() == {}
+
+
 @pytest.mark.parametrize(
     ("service", "check", "state"),
     [
@@ -445,6 +495,49 @@ async def test_a_task_that_waits_for_what_does_not_come(site: Site) -> None:
         assert other["id"] in found["queue.stuck"].found
     finally:
         site.sql("DELETE FROM llm_tasks")
+
+
+async def test_a_task_that_was_made_long_ago_and_is_due_just_now(site: Site) -> None:
+    """It hides no other one of its kind that has been due for longer."""
+    with site.changed(
+        "INSERT INTO llm_tasks (id, context_id, prompt, labels, status, created_at, not_before)"
+        " SELECT 't' || made, 'c' || made, 'p', '[\"gpu\"]', 'queued', bloom_now_ms() - made, bloom_now_ms() - due"
+        " FROM (VALUES (72000000, 1000), (36000000, 36000000)) AS task (made, due)",
+        "DELETE FROM llm_tasks",
+    ):
+        found = await site.examine()
+    assert complaints(found) == {"queue.stuck": "error"}
+    assert found["queue.stuck"].found.startswith("task t36000000 has waited for 10 h")
+
+
+async def test_tasks_that_wait_for_a_worker_that_is_busy(site: Site) -> None:
+    """Which is said, and is no trouble; however many kinds do, they hide none that nobody will ever take."""
+    before = site.sql("SELECT capabilities::text FROM workers WHERE id = 'w1'")
+    try:
+        site.sql(
+            "UPDATE workers SET capabilities = capabilities || %s::jsonb WHERE id = 'w1'",
+            json.dumps({"max_concurrency": 1, "labels": [f"l{n}" for n in range(2, 8)]}),
+        )
+        site.sql(
+            "INSERT INTO leases (id, task_id, worker_id, started_at, expires_at, ttl_seconds, status)"
+            " VALUES ('l1', 'x1', 'w1', bloom_now_ms(), bloom_now_ms() + 3600000, 3600, 'active')"
+        )
+        site.sql(
+            "INSERT INTO llm_tasks (id, context_id, prompt, labels, status, created_at)"
+            " SELECT 't' || n, 'c' || n, 'p', jsonb_build_array('l' || n), 'queued', bloom_now_ms() - 600000 - 1000 * n"
+            " FROM generate_series(1, 7) AS n"
+        )
+        found = await site.examine()
+        assert complaints(found) == {"queue.stuck": "error"}
+        assert found["queue.stuck"].found.startswith("task t1 has waited for 10 min: ")
+        site.sql("DELETE FROM llm_tasks WHERE id = 't1'")
+        found = await site.examine()
+        assert complaints(found) == {}
+        assert found["queue.stuck"].found.startswith("task t7 has waited for 10 min: ")
+    finally:
+        site.sql("DELETE FROM llm_tasks")
+        site.sql("DELETE FROM leases")
+        site.sql("UPDATE workers SET capabilities = %s::jsonb WHERE id = 'w1'", *before[0])
 
 
 async def test_leases_that_are_rescued_again_and_again(site: Site) -> None:

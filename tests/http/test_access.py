@@ -141,6 +141,30 @@ async def test_without_a_key_the_host_must_be_known(host, status):
 
 
 @pytest.mark.parametrize(
+    ("client", "forwarded", "status"),
+    [
+        (None, None, 0),
+        (("127.0.0.1", 1), None, 0),
+        (("::1", 1), None, 0),
+        (("::ffff:127.0.0.1", 1), None, 0),
+        (None, "127.0.0.1", 0),
+        (None, "203.0.113.9", 403),
+        (("127.0.0.1", 1), "203.0.113.9", 403),
+        (("127.0.0.1", 1), "127.0.0.1, 203.0.113.9", 403),
+        (("127.0.0.1", 1), "nonsense", 403),
+        (("203.0.113.9", 1), None, 403),
+        (("203.0.113.9", 1), "127.0.0.1", 403),
+    ],
+)
+async def test_without_a_key_only_this_machine_is_served(client, forwarded, status):
+    """Whatever Host says: the client chooses it."""
+    asked = {"host": "localhost", "client": client, **({"x_forwarded_for": forwarded} if forwarded else {})}
+    assert (await ask(Http(), **asked))[0] == status
+    assert (await ask(Http(allow_unauthenticated=True), **asked))[0] == 0
+    assert (await ask(Http(api_key="k" * 32), **asked))[0] == 401
+
+
+@pytest.mark.parametrize(
     ("origin", "status"),
     [
         ("http://localhost:5000", 0),
@@ -158,7 +182,7 @@ async def test_without_a_key_the_origin_must_be_our_own(origin, status):
 
 async def test_the_proxy_that_speaks_tls_says_so_and_need_not_be_trusted():
     asked = {"host": "sandbox.example", "origin": "https://sandbox.example", "client": ("10.1.1.1", 1)}
-    settings = Http(allowed_hosts=("sandbox.example",))
+    settings = Http(allowed_hosts=("sandbox.example",), allow_unauthenticated=True)
     assert (await ask(settings, **asked))[0] == 403
     assert (await ask(settings, **asked, x_forwarded_proto="https"))[0] == 0
     assert (await ask(settings, **asked, x_forwarded_proto="https, http"))[0] == 0

@@ -54,10 +54,10 @@ class Machine:
         )
         self._python.chmod(0o755)
 
-    def make(self, *targets: str) -> None:
+    def make(self, *targets: str, path: Path = Path("/usr/bin")) -> None:
         variables = {"DESTDIR": self.root, "PREFIX": self.prefix, "PYTHON": self._python}
         command = [require("make"), "-C", ROOT, *targets, *(f"{name}={value}" for name, value in variables.items())]
-        environ = {"PATH": "/usr/bin:/bin", "PIP_NO_INDEX": "1", "LC_ALL": "C"}
+        environ = {"PATH": f"{path}:/usr/bin:/bin", "PIP_NO_INDEX": "1", "LC_ALL": "C"}
         done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
 
@@ -122,12 +122,26 @@ def test_the_programs_run_where_they_are_to_be_and_know_nothing_of_where_they_we
     assert found.startswith(f"{machine.prefix}/lib/bloomd/lib/")
 
 
-def test_an_upgrade_replaces_what_is_ours_and_leaves_what_a_person_has_changed(machine):
+# Notes down whenever the programs are not there once something was removed.
+RM = """\
+#!/bin/sh
+/bin/rm "$@"
+[ -x {program} ] || echo "rm $*" >>{notes}
+"""
+
+
+def test_an_upgrade_replaces_what_is_ours_and_leaves_what_a_person_has_changed(machine, tmp_path):
+    """And the programs are there all the time, but for the moment of a rename."""
+    program = machine.root / machine.prefix.relative_to("/") / "lib/bloomd/bin/bloomd"
+    (tmp_path / "rm").write_text(RM.format(program=program, notes=tmp_path / "notes"))
+    (tmp_path / "rm").chmod(0o755)
     for name in ("etc/bloomd/bloomd.yaml", "etc/conf.d/bloomd", "etc/init.d/bloomd"):
         (machine.root / name).write_text("# changed\n")
     before = machine.files()
-    machine.make("install")
+    machine.make("install", path=tmp_path)
     assert machine.files() == before
+    assert not (tmp_path / "notes").exists(), (tmp_path / "notes").read_text()
+    assert [each.name for each in program.parents[2].iterdir()] == ["bloomd"]
     assert machine.text("etc/bloomd/bloomd.yaml") == machine.text("etc/conf.d/bloomd") == "# changed\n"
     assert machine.text("etc/init.d/bloomd").startswith("#!/sbin/openrc-run\n")
 
@@ -142,3 +156,18 @@ def test_an_uninstallation_leaves_configuration_and_data(machine):
         assert machine.files() == CONFIGURATION | data
         assert not (machine.root / machine.prefix.relative_to("/") / "lib/bloomd").exists()
         assert not (machine.root / machine.prefix.relative_to("/") / "share/doc/bloomd").exists()
+
+
+@pytest.mark.parametrize("does", ["is-active", "is-enabled"])
+def test_nothing_is_uninstalled_while_systemd_runs_it_or_would_start_it(tmp_path, does):
+    """Without DESTDIR, which is below a directory of ours all the same."""
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$*" = "{does} bloomd-worker" ]\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    program = tmp_path / "prefix/bin/bloomd"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    command = [require("make"), "-C", ROOT, "uninstall", f"PREFIX={tmp_path}/prefix", f"SYSCONFDIR={tmp_path}/etc"]
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LC_ALL": "C"}
+    refused = subprocess.run(command, capture_output=True, text=True, env=environ, check=False, timeout=60)
+    assert (refused.returncode, program.exists()) == (2, True)
+    assert "systemctl disable --now bloomd-worker" in refused.stderr

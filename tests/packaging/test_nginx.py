@@ -3,9 +3,12 @@
 import gzip
 import json
 import re
+import select
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,6 +19,7 @@ from nginx_process import FILES, Nginx
 from servers import eventually
 from upstream import Reply, Upstream, ask
 
+from bloomd.http.routes.events import KEEPALIVE_SECONDS
 from bloomd.http.server import KEEP_ALIVE_SECONDS
 from bloomd.membridge.errands import STEP_SECONDS, UPDATE_SECONDS
 from bloomd.membridge.projects import CLONE_SECONDS, SYNC_SECONDS
@@ -72,20 +76,24 @@ WAITS = [
     ("/api/runtime/workers/gpu-1/agent-restart", STEP_SECONDS),
     ("/api/runtime/workers/gpu-1/agent-uninstall", STEP_SECONDS),
     ("/api/runtime/leases/claim", 60),
+    ("/api/runtime/events", KEEPALIVE_SECONDS),
 ]
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize(("path", "seconds"), WAITS)
-def test_nginx_waits_longer_than_bloomd_takes(path: str, seconds: float) -> None:
-    assert read_timeout_of(path) > seconds
+def test_nginx_waits_longer_than_bloomd_takes(path: str, seconds: float, slash: str) -> None:
+    assert read_timeout_of(path + slash) > seconds
 
 
 def read_timeout_of(path: str) -> float:
     """By the location of a regular expression that matches, else by the server."""
     locations = re.findall(r"^location ~ (\S+) \{(.*?)^\}", LOCATIONS, re.MULTILINE | re.DOTALL)
-    [body] = [body for pattern, body in locations if re.search(pattern, path)] or [LOCATIONS.partition("\nlocation")[0]]
-    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", body)
-    return float(seconds)
+    bodies = [body for pattern, body in locations if re.search(pattern, path)]
+    assert len(bodies) <= 1
+    server = LOCATIONS.partition("\nlocation")[0]
+    seconds = [found for body in (*bodies, server) for found in re.findall(r"proxy_read_timeout (\d+)s;", body)]
+    return float(seconds[0])
 
 
 def test_requests_of_many_clients_share_a_connection(front: Front) -> None:
@@ -143,6 +151,21 @@ def test_a_body_as_large_as_bloomd_takes_passes(front: Front) -> None:
     assert len(front.upstream.seen[-1].body) == size
 
 
+def test_an_upload_reaches_bloomd_before_all_of_it_is_there(front: Front) -> None:
+    path, half = "/api/runtime/leases/7/artifacts/report.pdf", b"x" * 1000
+    client = HTTPConnection("127.0.0.1", front.port, timeout=20)
+    try:
+        client.putrequest("PUT", path)
+        client.putheader("Content-Length", str(2 * len(half)))
+        client.endheaders(half)
+        eventually(lambda: path in front.upstream.arrived)
+        client.send(half)
+        assert client.getresponse().status == 200
+    finally:
+        client.close()
+    assert front.upstream.seen[-1].body == 2 * half
+
+
 def test_a_larger_body_is_refused_in_the_form_that_clients_read(front: Front) -> None:
     before = len(front.upstream.seen)
     # The length alone is enough: nginx answers without reading the body.
@@ -157,10 +180,23 @@ def test_a_larger_body_is_refused_in_the_form_that_clients_read(front: Front) ->
     assert len(front.upstream.seen) == before
 
 
-@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6detrics", "/x/../metrics", "/metrics?x"])
+def test_a_long_uri_is_refused_in_that_form_too(front: Front) -> None:
+    answer = ask(front.port, f"/api/runtime/audit?{'x' * 10000}")
+    assert (answer.status, answer.headers.get_content_type()) == (414, "application/problem+json")
+    assert json.loads(answer.body)["error"] == "The URI is too long"
+
+
+# As what nginx and bloomd both read as /metrics can be written.
+METRICS = ["/metrics", "//metrics", "/%6detrics", "/x/../metrics", "/metrics?x"]
+METRICS += ["/metrics/", "/metrics//", "/metrics%2f", "/metrics/?x", "/metrics/x/.."]
+
+
+@pytest.mark.parametrize("path", METRICS)
 def test_metrics_are_closed_to_the_outside(front: Front, path: str) -> None:
     before = len(front.upstream.seen)
-    assert ask(front.port, path, source="127.0.0.2").status == 403
+    refused = ask(front.port, path, source="127.0.0.2")
+    assert (refused.status, refused.headers.get_content_type()) == (403, "application/problem+json")
+    assert json.loads(refused.body)["error"] == "Closed to this address"
     assert len(front.upstream.seen) == before
     assert ask(front.port, path).status == 200
 
@@ -186,7 +222,8 @@ def test_no_query_with_a_code_is_in_the_error_log(front: Front) -> None:
     aside = front.socket.rename(front.socket.with_suffix(".aside"))
     front.upstream.hang_up()
     try:
-        for path in ("/api/runtime/agent-install-script?code=s3cret-c", "/api/runtime/audit?limit=told"):
+        script = "/api/runtime/agent-install-script"
+        for path in (f"{script}?code=s3cret-c", f"{script}/?code=s3cret-d", "/api/runtime/audit?limit=told"):
             assert ask(front.port, path).status == 503
     finally:
         aside.rename(front.socket)
@@ -206,9 +243,10 @@ def test_without_bloomd_clients_get_a_503_that_they_can_read(front: Front) -> No
     assert json.loads(answer.body)["error"] == "bloomd does not answer"
 
 
-def test_an_event_goes_out_at_once(front: Front) -> None:
+@pytest.mark.parametrize("path", ["/api/runtime/events?types=task", "/api/runtime/events/"])
+def test_an_event_goes_out_at_once(front: Front, path: str) -> None:
     """The rest of the stream comes only when the first event has arrived."""
-    path, event = "/api/runtime/events?types=task", b"data: {}\n\n"
+    event = b"data: {}\n\n"
     held = threading.Event()
     front.upstream.replies[path] = Reply(event, {"content-type": "text/event-stream"}, held=held)
     client = HTTPConnection("127.0.0.1", front.port, timeout=10)
@@ -268,8 +306,10 @@ def test_a_file_that_is_not_there_is_asked_for_again(front: Front) -> None:
 
 
 def test_attempts_to_sign_in_are_limited_for_each_address(front: Front) -> None:
+    """By one path or the other."""
     before = len(front.upstream.seen)
-    answers = [ask(front.port, SIGN_IN, method="POST", body=b"{}", source="127.0.0.5") for _ in range(20)]
+    paths = [SIGN_IN, f"{SIGN_IN}/"] * 10
+    answers = [ask(front.port, path, method="POST", body=b"{}", source="127.0.0.5") for path in paths]
     statuses = [answer.status for answer in answers]
     assert set(statuses[:11]) == {200}
     assert statuses[-1] == 429
@@ -328,6 +368,32 @@ def test_a_post_that_reached_nobody_goes_to_the_other_node(nodes: tuple[Upstream
     posted = [ask(port, "/api/runtime/llm-tasks", method="POST", body=b"{}").status for _ in range(4)]
     assert posted == [200] * 4
     assert len(other.seen) == 4
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a machine that answers nothing: as many wait to be let in as can."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        connected = True
+        while connected:
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+            connected = bool(select.select([], [waiting], [], 0.1)[1])
+        yield "{}:{}".format(*listener.getsockname())
+
+
+def test_a_machine_that_is_off_is_not_waited_for(tmp_path: Path, silent: str) -> None:
+    other = tmp_path / "other.sock"
+    nginx = Nginx(tmp_path, tmp_path / "off.sock", other)
+    conf = tmp_path / "bloomd-upstream.conf"
+    conf.write_text(conf.read_text().replace(f"unix:{tmp_path}/off.sock", silent))
+    with Upstream(other), nginx:
+        assert ask(nginx.port, "/api/runtime/stats").status == 200  # with nginx's own 60 s, this would not wait
+    assert f'upstream: "http://{silent}/' in nginx.error_log.read_text()
 
 
 def test_a_page_gets_its_files_from_the_node_of_its_version(nodes: tuple[Upstream, Upstream, int]) -> None:

@@ -106,6 +106,43 @@ def test_http_2_is_spoken_and_http_1_too(secure: Secure) -> None:
     assert secure.handshake("http/1.1")[0] == "http/1.1"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
+def test_nothing_below_tls_1_2_is_spoken(tmp_path: Path) -> None:
+    """Even where OpenSSL and the main file of nginx would allow it."""
+    authority, lax = trustme.CA(), "ALL:@SECLEVEL=0"
+    nginx = Nginx(tmp_path, tmp_path / "bloomd.sock", leaf=authority.issue_cert(NAME))
+    for name, old, new in (
+        ("nginx.conf", "http {\n", "http {\n    ssl_protocols TLSv1.1 TLSv1.2;\n"),
+        ("bloomd.conf", "ssl_ciphers ", f"ssl_ciphers {lax}; # "),
+    ):
+        text = (tmp_path / name).read_text()
+        assert text.count(old) == 1
+        (tmp_path / name).write_text(text.replace(old, new))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_ciphers(lax)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with nginx, pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+        _shake_hands(context, nginx.port)
+
+
+def test_a_cipher_that_does_not_authenticate_what_it_encrypts_is_not_taken(secure: Secure) -> None:
+    context = ssl.create_default_context()
+    secure.authority.configure_trust(context)
+    context.set_ciphers("ECDHE-ECDSA-AES128-SHA256")  # CBC
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"):
+        _shake_hands(context, secure.nginx.port)
+
+
+def _shake_hands(context: ssl.SSLContext, port: int) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=NAME),
+    ):
+        pass
+
+
 def test_the_renewal_hook_has_the_new_certificate_served(secure: Secure, tmp_path: Path) -> None:
     before = secure.handshake()[1]
     secure.nginx.certify(secure.authority.issue_cert(NAME))

@@ -1,6 +1,7 @@
 """openrc/: the scripts and their conf.d files, read by the shells that will run them. test_openrc_root.py runs them."""
 
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -64,13 +65,16 @@ def test_the_worker_takes_the_arguments_it_is_started_with() -> None:
 
 
 def test_every_other_call_of_ours_is_one_that_exists() -> None:
-    commands = re.findall(r"\bas_bloomd (\w+)", TEXT)
-    parsed = [cli._parser().parse_args([command, "--config", "f", "--env-file", "e"]).command for command in commands]
+    commands = re.findall(r"\bas_bloomd (\w+(?: --\w+)*)", TEXT)
+    parsed = [
+        cli._parser().parse_args([*command.split(), "--config", "f", "--env-file", "e"]).command for command in commands
+    ]
     assert set(parsed) == {cli._check, cli._migrate}
-    assert "$1 --config '$BLOOMD_CONFIG' --env-file '$BLOOMD_ENV_FILE'" in TEXT
+    assert "$* --config '$BLOOMD_CONFIG' --env-file '$BLOOMD_ENV_FILE'" in TEXT
     assert " check --config '$BLOOMD_WORKER_CONFIG'" in TEXTS["bloomd-worker"]
-    calls = re.findall(r"\btell (\w+)", TEXT)
-    assert {ctl._parser().parse_args([call]).method for call in calls} == {"reload", "ping", "queue.pause"}
+    calls = re.findall(r"\btell (\w+(?: \w+)*)", TEXT)
+    methods = {ctl._parser().parse_args(call.split()).method for call in calls}
+    assert methods == {"reload", "ping", "queue.pause", "status", "restart"}
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -108,6 +112,10 @@ def test_it_gives_up_when_the_supervisor_of_the_daemon_would(text: str) -> None:
     """One rule for both, so that an operator has to know one."""
     limits = {name: int(value) for name, value in re.findall(r"^respawn_(max|period)=(\d+)$", text, re.MULTILINE)}
     assert limits == {"max": CRASH_BUDGET, "period": CRASH_WINDOW}
+
+
+def test_it_looks_every_half_minute_whether_the_daemon_hangs() -> None:
+    assert assigned("healthcheck_timer") == "${healthcheck_timer:-30}"
 
 
 @pytest.mark.parametrize(
@@ -156,9 +164,10 @@ su() { sh -c "$4"; }
     [
         (BIN, "http: {}\n", 0, ""),
         (BIN, "http:\n  bnd: []\n", 1, "bloomd.yaml:2:3: unknown key `bnd`"),
+        (BIN, "control:\n  socket: /run/x.sock\n", 1, "control.socket is /run/x.sock, and this service asks at /run/b"),
         (Path("/nowhere"), "http: {}\n", 1, "no program /nowhere/bloomd that it may run"),
     ],
-    ids=["right", "error", "missing"],
+    ids=["right", "error", "socket", "missing"],
 )
 def test_before_a_start_it_says_what_is_wrong(
     tmp_path: Path, programs: Path, content: str, code: int, told: str
@@ -193,3 +202,21 @@ def test_the_environment_file_of_the_node_runtime_counts_when_it_is_there(
     said = done.stdout + done.stderr
     assert (done.returncode, told in said) == (code, True), said
     assert ("counts, too" in said) is ("counts" in told)
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("#!/bin/sh\nexit 0\n", 0), ("#!/bin/sh\nexit 1\n", 1), (None, 0)],
+    ids=["well", "hangs", "gone"],
+)
+def test_a_daemon_is_not_replaced_because_nobody_can_ask_it(tmp_path: Path, program: str | None, code: int) -> None:
+    """The programs are away for a moment while another version takes their place."""
+    if program:
+        (tmp_path / "bloomd-ctl").write_text(program)
+        (tmp_path / "bloomd-ctl").chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        variables = f"RC_SVCNAME=bloomd BLOOMD_BIN={tmp_path} BLOOMD_SOCKET={tmp_path}/s"
+        done = run(["sh", "-c", f"{OPENRC} {variables}; . {SCRIPT}; healthcheck"])
+    assert (done.returncode, done.stderr) == (code, "")

@@ -4,6 +4,7 @@ The tests go on where the one before has ended.
 """
 
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,14 +159,24 @@ def test_it_does_not_start_with_what_it_could_not_run_with(machine):
 
 def test_it_starts_and_is_ready_when_the_command_returns(machine):
     migrate, start = documented("rc-service")
+    said = machine.ok(start)
+    assert re.search(r"^ \* down: database has failed: the database has no schema yet", said, re.MULTILINE), said
     said = machine.ok(migrate)
     assert re.search(r"the schema is at \d+$", said, re.MULTILINE), said
-    machine.ok(start)
+    machine.eventually(machine.is_ready)
+    machine.ok("rc-service bloomd restart")
     assert machine.ctl("ping")
     assert machine.status() == 0
     machine.eventually(machine.is_ready)
     machine.ok("; ".join(documented("rc-update")))
     assert re.search(r"^ *bloomd \| +default *$", machine.ok("rc-update show"), re.MULTILINE)
+
+
+def test_it_starts_after_the_network_and_needs_no_database_of_this_machine(machine):
+    tree = machine.ok("rc-update --update; cat /run/openrc/deptree")
+    [number] = re.findall(r"^depinfo_(\d+)_service='bloomd'$", tree, re.MULTILINE)
+    asked = re.findall(rf"^depinfo_{number}_i(need|use|after)_\d+='(.*)'$", tree, re.MULTILINE)
+    assert set(asked) == {("need", "net"), ("use", "postgresql"), ("after", "firewall")}
 
 
 def test_it_runs_as_its_user_with_directories_that_are_closed_to_others(machine):
@@ -222,6 +233,16 @@ def test_a_daemon_that_was_killed_is_there_again_but_not_for_ever(machine):
     machine.eventually(lambda: machine.processes() == {})
     assert machine.status() == 3
     machine.ok("rc-service bloomd start")
+
+
+def test_a_start_fails_when_the_daemon_ends_and_another_one_may_succeed(machine):
+    machine.ok("rc-service bloomd stop")
+    with socket.create_server(("127.0.0.1", machine.port)):
+        refused = machine.service("start")
+        assert (refused.returncode, "it has ended for good" in refused.stdout) == (1, True), refused.stdout
+        assert (machine.status(), machine.processes()) == (3, {})
+    machine.ok("rc-service bloomd start")
+    machine.eventually(machine.is_ready)
 
 
 def test_a_restart_takes_what_conf_d_says_and_replaces_a_daemon_that_hangs(machine):
@@ -313,6 +334,16 @@ def test_draining_waits_for_tasks_under_way_and_says_how_many_are_left(machine):
         assert draining.wait(SECONDS) == 0
     waits = machine.task("x")
     assert "drained by rc-service" in machine.ctl(f"why {waits}")
+
+
+def test_it_is_not_uninstalled_while_it_runs_or_would_run_after_a_boot(machine):
+    for before in ("true", "rc-service bloomd-worker stop; rc-service bloomd stop"):
+        refused = machine.run(f"{before}; make uninstall")
+        assert refused.returncode == 2
+        assert "rc-service bloomd stop; rc-update del bloomd default" in refused.stdout
+    machine.ok("rc-update del bloomd default && make uninstall")
+    assert machine.ok("ls /etc/init.d /etc/runlevels/default").count("bloomd") == 0
+    machine.ok("make install-files")
 
 
 def test_after_a_stop_nothing_is_left(machine):

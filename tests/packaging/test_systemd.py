@@ -75,6 +75,45 @@ def test_systemd_gives_up_when_the_supervisor_of_the_daemon_would(unit):
     assert setting(unit, "RestartPreventExitStatus") == f"{cli.USAGE} {cli.BAD_CONFIGURATION}"
 
 
+@pytest.mark.parametrize(
+    ("unit", "values"),
+    [
+        (
+            "bloomd",
+            {
+                "After": "network-online.target postgresql.service",
+                "Wants": "network-online.target",
+                "Type": "notify",
+                "User": "bloomd",
+                "Restart": "on-failure",
+                "RestartSec": "1",
+                "WatchdogSec": "30",
+                "LimitCORE": "0",
+                "WantedBy": "multi-user.target",
+            },
+        ),
+        (
+            "bloomd-worker",
+            {
+                "After": "network-online.target bloomd.service",
+                "Wants": "network-online.target",
+                "Type": "notify",
+                "User": "bloomd-worker",
+                "Restart": "on-failure",
+                "RestartSec": "5",
+                "KillMode": "mixed",
+                "OOMPolicy": "continue",
+                "WatchdogSec": "60",
+                "LimitCORE": "0",
+                "WantedBy": "multi-user.target",
+            },
+        ),
+    ],
+)
+def test_how_it_is_started_watched_and_started_again(unit, values):
+    assert {name: setting(unit, name) for name in values} == values
+
+
 def test_a_stop_waits_longer_than_what_is_under_way_may_take():
     assert int(setting("bloomd", "TimeoutStopSec")) > Http().drain_seconds
     assert int(setting("bloomd-worker", "TimeoutStopSec")) > Worker().grace_seconds

@@ -43,6 +43,8 @@ class Upstream(ThreadingMixIn, UnixStreamServer):
         self.seen: list[Seen] = []
         self.replies: dict[str, Reply | None] = {}
         """None for a path whose requests are read, and then the connection closed."""
+        self.arrived: list[str] = []
+        """The paths of requests whose headers are here, and perhaps not yet all of the body."""
         self.connections = 0
         self._open: list[socket.socket] = []
         super().__init__(str(path), _Handler)
@@ -83,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def handle_any(self) -> None:
+        self.server.arrived.append(self.path)
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.seen.append(Seen(self.connection_number, self.command, self.path, self.headers, body))
         reply = self.server.replies.get(self.path, Reply())
@@ -99,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply.held.wait(20)
             self.wfile.write(reply.content)
 
-    do_GET = do_POST = handle_any  # noqa: N815 (http.server wants these names)
+    do_GET = do_POST = do_PUT = handle_any  # noqa: N815 (http.server wants these names)
 
     def address_string(self) -> str:
         return "unix"

@@ -146,6 +146,7 @@ async def test_it_gives_way_to_who_waits_behind_it(
     database: str, migrated: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody reads the table for long. Who comes next waits behind the migration, but not for as long as it does."""
+    assert module.LOCK_TIMEOUT_MS <= 2000, "the others wait so long"
     monkeypatch.setattr(module, "LOCK_TIMEOUT_MS", 300)
     monkeypatch.setattr(module, "GIVE_WAY_SECONDS", 0.1)
     monkeypatch.setattr(module, "LOCK_ATTEMPTS", 1000)

@@ -189,6 +189,12 @@ def test_warnings_about_a_missing_key(place):
     assert place.load("http: {api_key: k}").warnings == ()
 
 
+def test_a_key_that_can_be_guessed_is_told_where_others_may_try(place):
+    for key, bind, told in (("short", ":1", True), ("short", "unix:/x", False), ("k" * 16, ":1", False)):
+        warnings = place.load(f"http: {{bind: '{bind}', api_key: {key}}}").warnings
+        assert any("fewer than 16 characters" in warning for warning in warnings) == told
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

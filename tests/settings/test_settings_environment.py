@@ -197,7 +197,7 @@ def test_port_replaces_the_tcp_binds_only(place, text, variables, options, binds
     assert place.load(text, variables, options=options).settings.http.bind == binds
 
 
-KEY = {"RUNTIME_API_KEY": "k"}
+KEY = {"RUNTIME_API_KEY": "a-key-that-is-long-enough"}
 FILE = "http.bind (bloomd.yaml:2)"
 
 
@@ -237,7 +237,7 @@ def test_port_that_replaces_binds_says_so(place, text, variables, warning):
 
 
 def test_port_says_where_it_and_the_binds_were_told(place):
-    place.write("RUNTIME_API_KEY=k\nPORT=7000\n", "runtime.env")
+    place.write("RUNTIME_API_KEY=a-key-that-is-long-enough\nPORT=7000\n", "runtime.env")
     loaded = place.load("env_file: runtime.env\n", preset={"http.bind": ["127.0.0.1:1"]})
     assert place.warnings(loaded) == [
         "PORT (runtime.env:2) replaces 127.0.0.1:1 of http.bind (preset): bloomd listens on all interfaces, port 7000"

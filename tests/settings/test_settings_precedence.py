@@ -125,7 +125,7 @@ def test_the_stronger_way_of_a_secret_wins(place):
 
 def test_a_file_of_secrets_that_everybody_may_read_deserves_a_warning(place):
     place.write("s3cret", "secret").chmod(0o644)
-    place.write("RUNTIME_API_KEY=k\nPORT=5\n", "runtime.env").chmod(0o640)
+    place.write("RUNTIME_API_KEY=a-key-that-is-long-enough\nPORT=5\n", "runtime.env").chmod(0o640)
     text = "env_file: runtime.env\nhttp:\n  session_secret_file: secret\nmembridge:\n  agent_key: s3cret\n"
     place.write(text).chmod(0o604)
     assert sorted(place.warnings(place.load())) == [

@@ -59,8 +59,6 @@ def test_everybody_can_use_every_page(populated, open_page, trouble, scheme, wid
         if SHOTS:
             name = re.sub(r"\W+", "-", path.replace(populated[0], "done").replace(populated[1], "failed"))
             page.screenshot(path=Path(SHOTS) / f"{name}-{language}-{scheme}-{width}.png", full_page=True)
-            if (path, width, language) == ("overview", 1280, "en"):
-                page.screenshot(path=Path(SHOTS) / "overview.png")  # what the README shows
 
 
 def test_from_the_sign_in_to_a_cancelled_task_by_keyboard(populated, open_page, site):

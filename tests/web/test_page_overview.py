@@ -1,6 +1,9 @@
 """The overview: how everything is, what may be restarted, and what is said when something cannot be known."""
 
+import math
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +147,38 @@ def test_the_last_hour_as_charts_with_words(api, open_page, old):
     expect(page.get_by_role("img", name=depth.format(*now))).to_be_visible()
     rates = "Throughput, the last hour. completed: {2} now, 12/min at most. failed + dead: {3} now, 2/min at most"
     expect(page.get_by_role("img", name=rates.format(*now))).to_be_visible()
+
+
+def test_a_busy_node_fits_on_a_screen(api, open_page):
+    """It is also what the README shows."""
+    for name in ("atlas", "borealis", "cirrus"):
+        able = {"claude_cli": True, "max_concurrency": 4, "labels": ["gpu"]}
+        api.post("/api/runtime/workers", json={"name": name, "capabilities": able, "os_info": "Alpine 3.20"})
+    for number in range(14):
+        task = {"prompt": f"Summarise chapter {number}", "agent_slug": "editor", "context_id": f"book-{number}"}
+        id = api.post("/api/runtime/llm-tasks", json=task).json()["id"]
+        if number < 11:
+            api.post(f"/api/runtime/llm-tasks/{id}/lease", json={}).raise_for_status()
+            api.post(f"/api/runtime/llm-tasks/{id}/heartbeat", json={}).raise_for_status()
+        if number < 4:
+            api.post(f"/api/runtime/llm-tasks/{id}/complete", json={"status": "success", "output": "Done."})
+    page = open_page("keys")
+    hour = page.evaluate("Date.now()") - 3_600_000
+
+    def at(half_minute: int) -> dict[str, int]:
+        wave = 1 + math.sin(half_minute / 9)
+        done = round(4 + 3 * math.sin(half_minute / 7) + half_minute % 3)
+        made = {"created": done, "completed": done, "failed": int(half_minute % 37 == 5), "dead": 0, "cancelled": 0}
+        depth = {"queued": round(6 * wave + half_minute % 4), "leased": 1, "running": 5 + round(2 * wave), "free": 2}
+        return {"at": hour + half_minute * 30_000, **depth, **made}
+
+    page.route("**/api/runtime/queue/history", lambda route: route.fulfill(json=[at(each) for each in range(1, 121)]))
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_role("img", name="Throughput, the last hour. completed: ")).to_be_visible()
+    expect(page.locator("#head .live")).to_have_text("live")
+    if shots := os.environ.get("SCREENSHOTS"):
+        page.set_viewport_size({"width": 1280, "height": 940})
+        page.screenshot(path=Path(shots) / "overview.png")
 
 
 def test_in_ukrainian_on_a_narrow_screen(api, open_page):

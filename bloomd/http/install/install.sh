@@ -371,7 +371,7 @@ Description=A worker of bloomd: runs LLM tasks with the Claude CLI
 Wants=network-online.target
 # After a bloomd on this machine: so it is stopped before it, and can still bring what it has.
 After=network-online.target bloomd.service
-# Started at most five times within a minute: one more failure wants a person.
+# Started at most five times within a minute, the first time included: the fifth failure wants a person.
 StartLimitIntervalSec=60
 StartLimitBurst=5
 
