@@ -144,7 +144,7 @@ def bugreport(options: Namespace, connect: Connect) -> int:
     blotted = (
         "Secrets are blotted out in it."
         if report.by_daemon
-        else ("Secrets are blotted out in it by their form only, without the daemon that knows them; some may be left.")
+        else "Secrets are blotted out in it by their form only, without the daemon that knows them; some may be left."
     )
     lines += [
         f"{blotted} Names and addresses are not: look at it before you send it to anybody.",

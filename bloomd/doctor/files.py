@@ -12,6 +12,7 @@ from bloomd.doctor.users import User
 from bloomd.errors import one_line
 from bloomd.settings import SECRETS, SettingsError
 from bloomd.settings.conninfo import passwords
+from bloomd.settings.files import readable_by_everybody
 from bloomd.settings.keys import flatten
 
 # The environment file of today's runtime. Where an init script has the daemon read it, the daemon alone knows that.
@@ -91,7 +92,7 @@ def _closed(files: list[Path], user: User) -> Found:
 
 def _everybody_may_read(file: Path) -> bool:
     """Whether its mode says so, and everybody gets to it through all the directories above."""
-    return bool(file.stat().st_mode & stat.S_IROTH) and all(
+    return readable_by_everybody(file) and all(
         directory.stat().st_mode & stat.S_IXOTH for directory in file.resolve().parents
     )
 

@@ -7,11 +7,9 @@ import msgspec
 from bloomd.doctor.case import Case
 from bloomd.doctor.finding import Found, error, ok, warning
 from bloomd.settings import SECRETS, Tcp, Unix, parse_bind
+from bloomd.settings.check import SHORTEST_KEY
 from bloomd.settings.conninfo import passwords
 from bloomd.settings.keys import flatten
-
-# Sixteen characters of a random text are more than anybody tries out.
-SHORTEST = 16
 
 # What programs come with, guides show, and people type first.
 WELL_KNOWN = frozenset(
@@ -61,10 +59,10 @@ def weak(case: Case) -> Found:
     known = list(dict.fromkeys(key for key, secret in secrets if _is_known(secret)))
     if known:
         return error(f"{known[0]} is one that everybody knows", _fix(known[0]))
-    short = list(dict.fromkeys(key for key, secret in secrets if len(secret) < SHORTEST))
+    short = list(dict.fromkeys(key for key, secret in secrets if len(secret) < SHORTEST_KEY))
     if short:
         have = "has" if len(short) == 1 else "have"
-        return warning(f"{' and '.join(short)} {have} fewer than {SHORTEST} characters", _fix(short[0]))
+        return warning(f"{' and '.join(short)} {have} fewer than {SHORTEST_KEY} characters", _fix(short[0]))
     return ok("no key is short or well known")
 
 

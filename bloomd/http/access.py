@@ -13,8 +13,8 @@ behind it do it for that worker's own leases only (`requests.worker_of`).
 When there is neither (development) everything is allowed to whoever is on this machine; to others, whom a proxy may
 have brought, only with `http.allow_unauthenticated`. And two checks keep web pages elsewhere from reaching it through a
 browser: `Host` must be a loopback name or one that is configured (DNS rebinding), and an `Origin`, when there is one,
-must be the server's own (cross-site requests). As long as it is not known whether
-there are keys with names, because the database has been away since the start, nobody is let in for want of them.
+must be the server's own (cross-site requests). As long as it is not known whether there are keys with names, because
+the database has been away since the start, nobody is let in for want of them.
 """
 
 import hmac

@@ -60,7 +60,7 @@ def test_postgresql_away_at_the_start(bloomd, server):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     status = daemon.ctl("status").stdout
     assert status.splitlines()[0].lower().startswith("down")
-    assert "unknown (PostgreSQL is away)" in status
+    assert "unknown (the database is not ready)" in status
     server.start()
     back = time.monotonic()
     eventually(daemon.is_ready)
