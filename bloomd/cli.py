@@ -202,7 +202,6 @@ def _parser() -> argparse.ArgumentParser:
     takes_env_file(backup)
     takes_backup(backup)
     restore = command("restore", RESTORE, _restore, RESTORE_MORE)
-    takes_file(restore)
     takes_env_file(restore)
     takes_restore(restore)
 
@@ -286,7 +285,7 @@ def _worker(options: argparse.Namespace) -> int:
 def _backup(options: argparse.Namespace) -> int:
     from bloomd.backup.command import backup
 
-    return backup(_reader(options)(), _file(options), options)
+    return backup(_reader(options), _file(options), options)
 
 
 def _restore(options: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
     bloomd-backup.json     what this is
     database.dump          pg_dump's custom format
+    objects/BUCKET/KEY     what the database refers to in the object store
+    memory/KEY             the bucket of the agents' memory, if it was asked for
     configuration/N-NAME   files of the configuration
     manifest.json          size and sha256 of each of those, and how many rows each table has
 
@@ -13,10 +15,11 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -24,13 +27,16 @@ from bloomd.errors import Misconfigured, Unavailable
 
 FORMAT = 1
 HEAD, DUMP, MANIFEST = "bloomd-backup.json", "database.dump", "manifest.json"
+OBJECTS, MEMORY, CONFIGURATION = "objects", "memory", "configuration"
 WARNING = "This archive holds secrets: whoever reads it can do what the runtime can."
 
 CHUNK = 1 << 20
 # Both are read into memory at once.
 LONGEST_JSON = 256 << 20
 
-_NAMES = re.compile(r"bloomd-backup\.json|database\.dump|configuration/\d+-[^/\0]+|manifest\.json")
+_NAMES = re.compile(
+    r"bloomd-backup\.json|database\.dump|(objects|memory)/[^\0]+|configuration/\d+-[^/\0]+|manifest\.json"
+)
 
 
 class BadArchive(Exception):
@@ -50,11 +56,15 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """Its major version. An older pg_restore does not read the dump."""
     made_at: str
     host: str
+    holds: list[str]
+    """Which of "objects" and "memory" are in it, beside the database and the configuration."""
 
 
 class Member(msgspec.Struct, frozen=True):
     size: int
     sha256: str
+    content_type: str | None = None
+    """Of an object."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +73,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """How many each table has, by schema and name."""
     configuration: dict[str, str]
     """Where each file of the configuration was."""
+    missing: dict[str, str]
+    """Objects that the database refers to and the store did not have, by url; and why they are not here."""
+    damaged: dict[str, str]
+    """Those that are here as the store had them, which is not as the database describes them."""
 
 
 class _Sealed(msgspec.Struct):
@@ -75,7 +89,7 @@ class Writer:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._members: dict[str, Member] = {}
+        self.members: dict[str, Member] = {}
         self._name, self._start, self._size, self._digest = "", 0, 0, hashlib.sha256()
 
     def begin(self, name: str) -> None:
@@ -88,27 +102,38 @@ class Writer:
         self._digest.update(data)
         self._size += len(data)
 
-    def end(self) -> None:
+    def drop(self) -> None:
+        """Leave out this member after all."""
+        self._file.seek(self._start)
+        self._file.truncate()
+
+    def end(self, content_type: str | None = None) -> Member:
         """Its size is known only now: its header is written once more."""
         self._file.write(bytes(-self._size % tarfile.BLOCKSIZE))
         end = self._file.tell()
         self._file.seek(self._start)
         self._file.write(_header(self._name, self._size))
         self._file.seek(end)
-        self._members[self._name] = Member(self._size, self._digest.hexdigest())
+        member = self.members[self._name] = Member(self._size, self._digest.hexdigest(), content_type)
+        return member
 
     def add(self, name: str, data: bytes) -> None:
         self.begin(name)
         self.write(data)
         self.end()
 
-    def seal(self, *, rows: dict[str, int], configuration: dict[str, str]) -> None:
-        """The manifest, and the end of the archive."""
-        manifest = Manifest(members=dict(self._members), rows=rows, configuration=configuration)
+    def seal(
+        self, *, rows: dict[str, int], configuration: dict[str, str], missing: dict[str, str], damaged: dict[str, str]
+    ) -> Manifest:
+        """Write the manifest, and the end of the archive."""
+        manifest = Manifest(
+            members=dict(self.members), rows=rows, configuration=configuration, missing=missing, damaged=damaged
+        )
         encoded = msgspec.json.encode(manifest)
         sealed = _Sealed(msgspec.Raw(encoded), hashlib.sha256(encoded).hexdigest())
         self.add(MANIFEST, msgspec.json.encode(sealed))
         self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        return manifest
 
 
 @contextmanager
@@ -153,16 +178,55 @@ class Archive:
         self.manifest = manifest
         self._places = places
 
+    def piece(self, name: str, at: int) -> bytes:
+        """Bytes of a member from this place on; none at its end."""
+        rest = self.manifest.members[name].size - at
+        data = os.pread(self._file.fileno(), min(CHUNK, rest), self._places[name] + at)
+        if rest and not data:
+            raise BadArchive("the archive has become shorter")
+        return data
+
     def chunks(self, name: str) -> Iterator[bytes]:
         """A member's content."""
-        at = self._places[name]
-        end = at + self.manifest.members[name].size
-        while at < end:
-            data = os.pread(self._file.fileno(), min(CHUNK, end - at), at)
-            if not data:
-                raise BadArchive("the archive has become shorter")
+        at = 0
+        while data := self.piece(name, at):
             yield data
             at += len(data)
+
+    def size_of(self, names: Iterable[str]) -> int:
+        """The bytes of these members."""
+        return sum(self.manifest.members[name].size for name in names)
+
+    def within(self, folder: str) -> list[str]:
+        """The members of a folder."""
+        return [name for name in self.manifest.members if name.startswith(f"{folder}/")]
+
+
+def member_of(folder: str, key: str) -> str:
+    """The name under which an object is in the archive: its key, with what no path may have encoded as in a URL."""
+    if {"", ".", ".."} & set(key.split("/")):
+        return f"{folder}/{quote(key, safe='').replace('.', '%2E')}"
+    return f"{folder}/{quote(key)}"
+
+
+def key_of(member: str) -> str:
+    """The key of the object that is a member."""
+    return unquote(member.partition("/")[2])
+
+
+@contextmanager
+def opened(path: Path) -> Generator[BinaryIO]:
+    """The file, to be read.
+
+    Raises:
+        Misconfigured: it cannot be.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise Misconfigured(f"{path}: {error.strerror}") from error
+    with file:
+        yield file
 
 
 def read(file: BinaryIO, *, passed: Callable[[int], None]) -> Archive:
@@ -178,7 +242,7 @@ def read(file: BinaryIO, *, passed: Callable[[int], None]) -> Archive:
     places: dict[str, int] = {}
     kept: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             for member in tar:
                 name = member.name
                 _refuse_strange(member, first=not found, seen=name in found or MANIFEST in found)
@@ -245,7 +309,7 @@ def _compare(found: dict[str, Member], told: dict[str, Member]) -> None:
             raise BadArchive(f"the archive lacks {name}")
         if name not in told:
             raise BadArchive(f"the manifest does not know {name}")
-        if found[name] != told[name]:
+        if (found[name].size, found[name].sha256) != (told[name].size, told[name].sha256):
             raise BadArchive(f"{name} is damaged: its size or sha256 differs from the manifest")
 
 
@@ -253,7 +317,7 @@ def _header(name: str, size: int) -> bytes:
     """As long whatever the size is: the GNU format has room for any."""
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size, 0o600, int(time.time())
-    return member.tobuf(tarfile.GNU_FORMAT)
+    return member.tobuf(tarfile.GNU_FORMAT, encoding="utf-8")
 
 
 def _sync(directory: Path) -> None:

@@ -1,109 +1,172 @@
 """`bloomd backup` and `bloomd restore`: what they do, in order, and what they say."""
 
+import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import trio
 
-from bloomd.backup import making, restoring
-from bloomd.backup.archive import WARNING, Archive, BadArchive, read
+from bloomd.backup import configuration, making, restoring
+from bloomd.backup.archive import MEMORY, OBJECTS, WARNING, Archive, BadArchive, opened
 from bloomd.backup.progress import Progress, human
+from bloomd.backup.verifying import verify, whole
 from bloomd.errors import Misconfigured
-from bloomd.settings import Loaded
+from bloomd.postgres.embedded import serving
+from bloomd.settings import Loaded, Settings, load
 
 OK, BAD, INTERRUPTED = 0, 1, 130
 
+# So many objects that are missing or damaged are named; the manifest has all.
+NAMED = 20
 
-def backup(loaded: Loaded, config: Path | None, options: Namespace) -> int:
-    """Make a backup; the exit code."""
-    file: Path = options.output
 
-    async def make() -> None:
-        conninfo = loaded.settings.database.url
-        await making.back_up(conninfo, file, configuration=_files(loaded, config), force=options.force)
+def backup(configured: Callable[[], Loaded], config: Path | None, options: Namespace) -> int:
+    """Make a backup, or verify one; the exit code.
 
-    def run() -> int:
-        trio.run(make)
-        print(f"{file}: {human(file.stat().st_size)}. {WARNING}")
+    Args:
+        configured: reads the configuration; not needed to verify.
+        config: the configuration file.
+    """
+
+    async def make() -> int:
+        async with _settings(configured, options) as loaded:
+            made = await making.back_up(
+                loaded.settings,
+                options.output,
+                configuration=configuration.files_of(loaded, config),
+                objects=not options.no_objects,
+                memory=options.memory,
+                force=options.force,
+                follow=Progress,
+            )
+        print(f"{options.output}: {human(options.output.stat().st_size)}. {WARNING}")
+        for word, found in (("missing", made.missing), ("damaged", made.damaged)):
+            if found:
+                print(f"bloomd: {len(found)} objects are {word}; the backup has everything else", file=sys.stderr)
+                _name(found)
+        return BAD if made.missing or made.damaged else OK
+
+    async def prove() -> int:
+        archive = await verify(options.verify, follow=Progress)
+        _describe(archive)
+        print(f"{options.verify}: verified: it was restored, and everything in it is as it was")
         return OK
 
-    return _interruptible(run)
+    return _run(options.verify or options.output, lambda: trio.run(prove if options.verify else make))
 
 
 def restore(configured: Callable[[], Loaded], options: Namespace) -> int:
-    """Restore a backup, or only tell what would be done; the exit code.
-
-    Args:
-        configured: reads the configuration; not needed with --into.
-    """
-    file: Path = options.file
-    conninfo: str = options.into or configured().settings.database.url
+    """Restore a backup, or only tell what would be done; the exit code."""
 
     def run() -> int:
-        try:
-            with file.open("rb") as opened:
-                return _restore(conninfo, opened, dry_run=options.dry_run, replace=options.replace)
-        except BadArchive as error:
-            print(f"bloomd: {file}: {error}; nothing was changed", file=sys.stderr)
-            return BAD
-        except OSError as error:
-            raise Misconfigured(f"{file}: {error.strerror}") from error
+        with opened(options.file) as file:
+            archive = None if restoring.is_plain_dump(file) else whole(file, Progress)
+            return trio.run(_restore, configured, options, file, archive)
 
-    return _interruptible(run)
+    return _run(options.file, run)
 
 
-def _restore(conninfo: str, file: BinaryIO, *, dry_run: bool, replace: bool) -> int:
-    archive = None if restoring.is_plain_dump(file) else _verified(file)
+async def _restore(
+    configured: Callable[[], Loaded], options: Namespace, file: BinaryIO, archive: Archive | None
+) -> int:
     if archive:
-        head, rows = archive.head, sum(archive.manifest.rows.values())
-        print(
-            f"a backup of {head.host}, made at {head.made_at} by bloomd {head.bloomd}:"
-            f" schema {head.schema}, PostgreSQL {head.server}, {len(archive.manifest.rows)} tables, {rows} rows"
-        )
+        _describe(archive)
     else:
         print("a plain dump: it cannot be known to be whole before it is restored")
-    there = trio.run(lambda: restoring.look(conninfo, archive, replace=replace))
-    if dry_run:
-        print(f"it would be restored{f', and {len(there)} tables that are there be dropped' if there else ''}")
-        return OK
-    progress = Progress("restoring")
-
-    async def bring_back() -> dict[str, int]:
-        return await restoring.restore(conninfo, file, archive, replace=replace, passed=progress.passed)
-
-    found = trio.run(bring_back)
-    progress.ended()
-    width = max(map(len, found), default=0)
-    for table, count in found.items():
-        same = "  as in the backup" if archive else ""
-        print(f"{table:<{width}}  {count:>10}{same}")
+    if options.memory and not (archive and MEMORY in archive.head.holds):
+        raise Misconfigured("the backup does not hold the agents' memory: restore it without --memory")
+    async with _settings(configured, options) as loaded:
+        settings = loaded.settings
+        there = await restoring.look(settings.database.url, archive, replace=options.replace)
+        if options.configuration:
+            configuration.refuse_to_replace(archive, options.configuration)
+        objects = bool(archive and OBJECTS in archive.head.holds and not options.no_objects)
+        if archive and objects and (count := len(archive.within(OBJECTS))):
+            minio = settings.minio
+            where = f"the bucket {minio.bucket} at {minio.endpoint}" if minio.endpoint else "the database"
+            print(f"the content of {count} objects goes to {where}")
+        if options.dry_run:
+            print(f"it would be restored{f', and {len(there)} tables that are there be dropped' if there else ''}")
+            return OK
+        found = await restoring.restore(
+            settings,
+            file,
+            archive,
+            replace=options.replace,
+            objects=objects,
+            memory=options.memory,
+            follow=Progress,
+            report=lambda line: print(f"  repaired: {line}"),
+        )
+    _count(found, archive)
+    if archive and options.configuration:
+        for place, was in configuration.restore(archive, options.configuration).items():
+            print(f"{place}  was {was}")
     print("restored; the schema is that of this bloomd")
     return OK
 
 
-def _verified(file: BinaryIO) -> Archive:
-    file.seek(0, 2)
-    progress = Progress("verifying", total=file.tell())
-    file.seek(0)
-    archive = read(file, passed=progress.passed)
-    progress.ended()
-    return archive
+def _describe(archive: Archive) -> None:
+    head, manifest = archive.head, archive.manifest
+    print(
+        f"a backup of {head.host}, made at {head.made_at} by bloomd {head.bloomd}: schema {head.schema},"
+        f" PostgreSQL {head.server}, {len(manifest.rows)} tables, {sum(manifest.rows.values())} rows"
+    )
+    for folder in (OBJECTS, MEMORY):
+        names = archive.within(folder)
+        held = f"{len(names)}, {human(archive.size_of(names))}" if folder in head.holds else "left out"
+        print(f"{folder}: {held}")
+    for word, found in (("missing", manifest.missing), ("damaged", manifest.damaged)):
+        if found:
+            print(f"{len(found)} objects were {word} when it was made")
+            _name(found)
 
 
-def _files(loaded: Loaded, config: Path | None) -> list[Path]:
-    """The files of the settings, and those of their secrets."""
-    found = {file for source in loaded.sources.values() for file in (source.file, source.secret_file) if file}
-    if loaded.settings.env_file is not None:  # also one whose values something else overrides
-        named_in = loaded.sources["env_file"].file
-        found.add(str((Path(named_in).parent if named_in else Path()) / loaded.settings.env_file))
-    return sorted({Path(file).absolute() for file in [*found, *([config] if config else [])]})
+def _name(objects: dict[str, str]) -> None:
+    for url, reason in list(objects.items())[:NAMED]:
+        print(f"  {url}: {reason}", file=sys.stderr)
+    if len(objects) > NAMED:
+        print(f"  and {len(objects) - NAMED} more, which the manifest names", file=sys.stderr)
 
 
-def _interruptible(run: Callable[[], int]) -> int:
+def _count(found: dict[str, int], archive: Archive | None) -> None:
+    width = max(map(len, found), default=0)
+    for table, count in found.items():
+        same = "  as in the backup" if archive else ""
+        print(f"{table:<{width}}  {count:>10}{same}")
+
+
+@asynccontextmanager
+async def _settings(configured: Callable[[], Loaded], options: Namespace) -> AsyncGenerator[Loaded]:
+    """The configuration, with the database that the options name; that of `bloomd dev` runs for the block."""
+    into: str | None = getattr(options, "into", None)
+    if options.dir is None:
+        loaded = configured()
+        yield _with_database(loaded, into) if into else loaded
+        return
+    if into:
+        raise Misconfigured("--dir and --into both name a database: say one of them")
+    directory = options.dir / "postgres"
+    if not directory.is_dir():
+        raise Misconfigured(f"{options.dir} is no directory of bloomd dev: it has no {directory.name}")
+    async with serving(directory) as conninfo:
+        yield load(None, environ=os.environ, options={"database.url": conninfo})
+
+
+def _with_database(loaded: Loaded, url: str) -> Loaded:
+    database = msgspec.structs.replace(loaded.settings.database, url=url)
+    settings: Settings = msgspec.structs.replace(loaded.settings, database=database)
+    return replace(loaded, settings=settings)
+
+
+def _run(file: Path, call: Callable[[], int]) -> int:
     """SIGTERM does what Ctrl-C does, which trio brings to its tasks; they clean up."""
 
     def terminated(_number: int, _frame: object) -> None:
@@ -111,9 +174,20 @@ def _interruptible(run: Callable[[], int]) -> int:
 
     before = signal.signal(signal.SIGTERM, terminated)
     try:
-        return run()
+        return call()
+    except BadArchive as error:
+        print(f"bloomd: {file}: {error}; nothing was changed", file=sys.stderr)
+        return BAD
     except KeyboardInterrupt:
-        print("\nbloomd: interrupted: nothing of it was kept", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):
+            return _interrupted()
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted() -> int:
+    print("\nbloomd: interrupted: nothing of it was kept", file=sys.stderr)
+    return INTERRUPTED

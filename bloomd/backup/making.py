@@ -1,11 +1,13 @@
-"""Makes a backup: one snapshot of the database, dumped and counted, and the files of the configuration.
+"""Makes a backup: one snapshot of the database, dumped and counted; the objects to which it refers; the configuration.
 
 A session exports the snapshot and stays in its transaction; pg_dump reads by it, and so do the counts. Whoever writes
-meanwhile does not wait, and nothing of what he writes is in the archive.
+meanwhile does not wait, and nothing of what he writes is in the archive. The objects come after it; until then the
+session keeps them from being removed.
 """
 
 import socket
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,29 @@ import trio
 from psycopg import sql
 
 from bloomd import __version__
-from bloomd.backup.archive import DUMP, FORMAT, HEAD, WARNING, Head, Writer, writing
+from bloomd.backup.archive import (
+    CONFIGURATION,
+    DUMP,
+    FORMAT,
+    HEAD,
+    MEMORY,
+    OBJECTS,
+    WARNING,
+    Head,
+    Manifest,
+    Writer,
+    writing,
+)
+from bloomd.backup.objects import Referring, Trouble, save, save_memory, store_of
+from bloomd.backup.objects import referring as objects_of
 from bloomd.backup.programs import output, target
-from bloomd.backup.progress import Progress
+from bloomd.backup.progress import Follow, Quiet
 from bloomd.errors import Misconfigured
 from bloomd.postgres import Connection, Pool, binaries
 from bloomd.postgres.migrate import status
+from bloomd.runtime.objects import OBJECTS_LOCK
 from bloomd.runtime.schema import MIGRATIONS
+from bloomd.settings import Settings
 
 TABLES = """
 SELECT nspname, relname
@@ -33,36 +51,79 @@ SELECT nspname, relname
 """
 
 
-async def back_up(conninfo: str, file: Path, *, configuration: list[Path], force: bool) -> None:
+async def back_up(
+    settings: Settings,
+    file: Path,
+    *,
+    configuration: list[Path],
+    objects: bool = True,
+    memory: bool = False,
+    force: bool = False,
+    follow: Follow = Quiet,
+) -> Manifest:
     """Make the archive `file`.
 
+    Args:
+        configuration: the files that belong to it.
+        objects: also what the database refers to in the object store.
+        memory: also the bucket of the agents' memory.
+        force: replace a file that is there.
+
+    Returns:
+        What is in it; and what should be, and is not.
+
     Raises:
-        Unavailable: the database is away, pg_dump failed, or the file cannot be written.
-        Misconfigured: the file is there already, or this machine's pg_dump is too old.
+        Unavailable: the database or the store is away, pg_dump failed, or the file cannot be written.
+        Misconfigured: the file is there already, this machine's pg_dump is too old, or the store refuses our settings.
     """
     with writing(file, force=force) as writer:
-        async with Pool(conninfo, size=1, application_name="bloomd backup") as pool, pool.connection() as connection:
-            await connection.execute("SET idle_in_transaction_session_timeout = 0")
-            await connection.execute("SET statement_timeout = 0")
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            try:
-                rows = await _database(connection, conninfo, writer)
-            finally:
-                await connection.clean_up("ROLLBACK")
-        progress = Progress("configuration")
-        places: dict[str, str] = {}
-        for number, path in enumerate(configuration, 1):
-            name = f"configuration/{number}-{path.name}"
-            data = _read(path)
-            writer.add(name, data)
-            places[name] = str(path.absolute())
-            progress.passed(len(data))
-        if configuration:
-            progress.ended()
-        writer.seal(rows=rows, configuration=places)
+        async with _at_the_database(settings.database.url) as connection:
+            holds = [name for name, asked in ((OBJECTS, objects), (MEMORY, memory)) if asked]
+            rows, referring = await _database(connection, settings, writer, holds, follow)
+            trouble = Trouble()
+            if objects and referring:
+                trouble = await save(store_of(settings), referring, writer, follow)
+            # Had the session ended meanwhile, somebody may have removed objects.
+            await connection.execute("SELECT pg_advisory_unlock_shared(%s)", [OBJECTS_LOCK])
+        if memory:
+            await save_memory(store_of(settings), settings.minio.memory_bucket, writer, follow)
+        return writer.seal(
+            rows=rows,
+            configuration=_configuration(configuration, writer, follow),
+            missing=trouble.missing,
+            damaged=trouble.damaged,
+        )
 
 
-async def _database(connection: Connection[Any], conninfo: str, writer: Writer) -> dict[str, int]:
+@asynccontextmanager
+async def _at_the_database(conninfo: str) -> AsyncGenerator[Connection[Any]]:
+    """A session that may be long, and during which no object is removed that a snapshot refers to."""
+    async with Pool(conninfo, size=1, application_name="bloomd backup") as pool, pool.connection() as connection:
+        for limit in ("idle_in_transaction_session_timeout", "idle_session_timeout", "statement_timeout"):
+            await connection.execute(sql.SQL("SET {} = 0").format(sql.Identifier(limit)))
+        await connection.execute("SELECT pg_advisory_lock_shared(%s)", [OBJECTS_LOCK])
+        yield connection
+
+
+async def _database(
+    connection: Connection[Any], settings: Settings, writer: Writer, holds: list[str], follow: Follow
+) -> tuple[dict[str, int], list[Referring]]:
+    """Write one snapshot; how many rows each table has in it, and what is in the object store."""
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        referring = [each async for some in objects_of(connection) for each in some] if OBJECTS in holds else []
+        if referring and settings.minio.endpoint is None:
+            raise Misconfigured(
+                f"the content of {len(referring)} artifacts is in an object store, and none is configured:"
+                " set minio.endpoint, or leave them out with --no-objects"
+            )
+        await _dump(connection, settings.database.url, writer, holds, follow)
+        return await counts(connection), referring
+    finally:
+        await connection.clean_up("ROLLBACK")
+
+
+async def _dump(connection: Connection[Any], conninfo: str, writer: Writer, holds: list[str], follow: Follow) -> None:
     major = connection.info.server_version // 10000
     program, version = await trio.to_thread.run_sync(binaries.client, "pg_dump", major)
     schema = await status(connection, MIGRATIONS)
@@ -76,9 +137,10 @@ async def _database(connection: Connection[Any], conninfo: str, writer: Writer) 
         pg_dump=version,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         host=socket.gethostname(),
+        holds=holds,
     )
     writer.add(HEAD, msgspec.json.format(msgspec.json.encode(head)))
-    progress = Progress("database")
+    progress = follow("database", None)
     where, environment = target(conninfo)
     command = [program, "--format=custom", "--no-password", f"--snapshot={snapshot}", f"--dbname={where}"]
     writer.begin(DUMP)
@@ -88,7 +150,6 @@ async def _database(connection: Connection[Any], conninfo: str, writer: Writer) 
             progress.passed(len(data))
     writer.end()
     progress.ended()
-    return await counts(connection)
 
 
 async def counts(connection: Connection[Any]) -> dict[str, int]:
@@ -100,8 +161,19 @@ async def counts(connection: Connection[Any]) -> dict[str, int]:
     return found
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Misconfigured(f"{path}: {error.strerror}") from error
+def _configuration(files: list[Path], writer: Writer, follow: Follow) -> dict[str, str]:
+    """Write these; where each was."""
+    progress = follow("configuration", None)
+    places: dict[str, str] = {}
+    for number, path in enumerate(files, 1):
+        name = f"{CONFIGURATION}/{number}-{path.name}"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Misconfigured(f"{path}: {error.strerror}") from error
+        writer.add(name, data)
+        places[name] = str(path.absolute())
+        progress.passed(len(data))
+    if files:
+        progress.ended()
+    return places

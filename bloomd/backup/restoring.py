@@ -2,11 +2,17 @@
 
 ::
 
-    verify ─▶ refuse what must not be ─▶ BEGIN, drop what is there, run the dump, compare the counts, COMMIT ─▶ migrate
+    verify ─▶ refuse what must not be ─▶ store the objects
+           ─▶ BEGIN, drop what is there, run the dump, compare with the manifest, COMMIT
+           ─▶ migrate ─▶ have the rows refer to where the objects are
+
+The objects come first: a failure leaves a database that is as before, and some objects to which nothing refers. Without
+an object store, their content goes into the database.
 """
 
+import os
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,13 +20,16 @@ import psycopg
 import trio
 
 from bloomd.backup import script
-from bloomd.backup.archive import CHUNK, DUMP, Archive, BadArchive
+from bloomd.backup.archive import CHUNK, DUMP, MEMORY, OBJECTS, Archive, BadArchive, key_of
 from bloomd.backup.making import TABLES, counts
+from bloomd.backup.objects import check, destinations, keep_here, put, rename, store_of
 from bloomd.backup.programs import output
+from bloomd.backup.progress import Follow, Quiet
 from bloomd.errors import Misconfigured, one_line
 from bloomd.postgres import Connection, Pool, binaries
 from bloomd.postgres.migrate import migrate
 from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
+from bloomd.settings import Settings
 
 # What a dump would meet. What an extension has made goes with the extension, which stays.
 _DROP = """
@@ -75,6 +84,10 @@ def is_plain_dump(file: BinaryIO) -> bool:
     return b"-- PostgreSQL database dump" in start
 
 
+def _to_nobody(_line: str) -> None:
+    pass
+
+
 async def look(conninfo: str, archive: Archive | None, *, replace: bool) -> list[str]:
     """The tables that a restore would replace.
 
@@ -89,38 +102,87 @@ async def look(conninfo: str, archive: Archive | None, *, replace: bool) -> list
                 f"the backup has schema {archive.head.schema}, of bloomd {archive.head.bloomd};"
                 f" this bloomd knows {MIGRATIONS[-1].version}: restore it with that version or a newer one"
             )
-    async with Pool(conninfo, size=1, application_name="bloomd restore") as pool, pool.connection() as connection:
+    async with _session(conninfo) as connection:
         return await _look(connection, replace=replace)
 
 
 async def restore(
-    conninfo: str, file: BinaryIO, archive: Archive | None, *, replace: bool, passed: Callable[[int], None]
+    settings: Settings,
+    file: BinaryIO,
+    archive: Archive | None,
+    *,
+    replace: bool,
+    objects: bool = True,
+    memory: bool = False,
+    follow: Follow = Quiet,
+    report: Callable[[str], None] = _to_nobody,
 ) -> dict[str, int]:
     """Restore an archive, or the plain dump that the file is; how many rows each table has then.
+
+    Args:
+        settings: the database and the object store.
+        replace: drop what is in the database.
+        objects: also the objects, if the archive has them; otherwise the rows refer to where they were.
+        memory: also the bucket of the agents' memory.
+        report: told what had to be repaired in what an older runtime left.
 
     Raises:
         BadArchive: the dump does not run, or what came of it is not what the backup had; the database is as before.
         Misconfigured: it must not be restored there.
-        Unavailable: the database is away.
+        Unavailable: the database or the store is away.
     """
-    async with Pool(conninfo, size=1, application_name="bloomd restore") as pool, pool.connection() as connection:
+    conninfo, minio = settings.database.url, settings.minio
+    objects = objects and archive is not None and OBJECTS in archive.head.holds
+    keys: dict[str, str] = {}
+    async with _session(conninfo) as connection:
         await _look(connection, replace=replace)
-        source = _plain(file, passed) if archive is None else await _dumped(archive, passed)
-        try:
-            async with aclosing(source), connection.transaction():
-                if replace:
-                    await connection.execute(_DROP)
-                await script.run(connection, source)
-                found = await counts(connection)
-                if archive:
-                    _compare(found, archive.manifest.rows)
-        except psycopg.OperationalError:
-            raise  # the server went away: the pool says so
-        except psycopg.Error as error:
-            raise BadArchive(f"the dump cannot be restored: {one_line(error)}") from error
-    # In another session: the script has set that one's search_path and more.
-    await _migrate(conninfo)
+        if archive and objects and minio.endpoint is not None:
+            keys = destinations(archive, minio.bucket)
+            await put(store_of(settings), archive, keys, minio.bucket, follow("objects", archive.size_of(keys)))
+        if archive and memory:
+            members = {member: key_of(member) for member in archive.within(MEMORY)}
+            progress = follow("memory", archive.size_of(members))
+            await put(store_of(settings), archive, members, minio.memory_bucket, progress)
+        found = await _database(connection, file, archive, replace=replace, follow=follow)
+    # In other sessions: the script has set that one's search_path and more.
+    async with _session(conninfo) as connection:
+        with explained():
+            await migrate(connection, MIGRATIONS, report=report)
+    async with _session(conninfo) as connection:
+        if archive and objects and minio.endpoint is not None:
+            await rename(connection, keys, minio.bucket)
+        elif archive and objects:
+            await keep_here(connection, archive, follow("objects", archive.size_of(archive.within(OBJECTS))))
     return found
+
+
+async def _database(
+    connection: Connection[Any], file: BinaryIO, archive: Archive | None, *, replace: bool, follow: Follow
+) -> dict[str, int]:
+    progress = follow("database", archive.manifest.members[DUMP].size if archive else os.fstat(file.fileno()).st_size)
+    source = _plain(file, progress.passed) if archive is None else await _dumped(archive, progress.passed)
+    try:
+        async with aclosing(source), connection.transaction():
+            if replace:
+                await connection.execute(_DROP)
+            await script.run(connection, source)
+            found = await counts(connection)
+            if archive:
+                _compare(found, archive.manifest.rows)
+                if OBJECTS in archive.head.holds:
+                    await check(connection, archive)
+    except psycopg.OperationalError:
+        raise  # the server went away: the pool says so
+    except psycopg.Error as error:
+        raise BadArchive(f"the dump cannot be restored: {one_line(error)}") from error
+    progress.ended()
+    return found
+
+
+@asynccontextmanager
+async def _session(conninfo: str) -> AsyncGenerator[Connection[Any]]:
+    async with Pool(conninfo, size=1, application_name="bloomd restore") as pool, pool.connection() as connection:
+        yield connection
 
 
 async def _look(connection: Connection[Any], *, replace: bool) -> list[str]:
@@ -132,12 +194,6 @@ async def _look(connection: Connection[Any], *, replace: bool) -> list[str]:
             " restore into another (--into), or say --replace, and it loses them"
         )
     return tables
-
-
-async def _migrate(conninfo: str) -> None:
-    async with Pool(conninfo, size=1, application_name="bloomd restore") as pool, pool.connection() as connection:
-        with explained():
-            await migrate(connection, MIGRATIONS, report=lambda line: print(f"  repaired: {line}"))
 
 
 def _compare(found: dict[str, int], told: dict[str, int]) -> None:

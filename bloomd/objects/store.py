@@ -49,6 +49,10 @@ class Missing(Unavailable):
     """There is no such object."""
 
 
+class _Beyond(Unavailable):
+    """The object ends before what was asked for."""
+
+
 class Stat(msgspec.Struct, frozen=True):
     """What the store says of an object."""
 
@@ -151,7 +155,7 @@ class Store:
             source.close()
 
     async def read(self, key: str, at: int, most: int, *, bucket: str | None = None) -> bytes:
-        """Bytes of an object, from this place on: `most`, or what there is.
+        """Bytes of an object, from this place on: `most`, or what there is; none beyond its end.
 
         Raises:
             Missing: there is no such object.
@@ -168,7 +172,10 @@ class Store:
                 answer.close()
                 answer.release_conn()
 
-        return await self._run(read, bucket) if most else b""
+        try:
+            return await self._run(read, bucket) if most else b""
+        except _Beyond:
+            return b""
 
     async def stat(self, key: str, *, bucket: str | None = None) -> Stat | None:
         """What there is under a key, if anything.
@@ -238,6 +245,8 @@ class Store:
         """Raise what the server's refusal means (Amazon S3 API Reference, "Error responses")."""
         if code in ("NoSuchKey", "NoSuchObject"):
             raise Missing(f"{self._who} does not have the object") from error
+        if code == "InvalidRange":
+            raise _Beyond(f"{self._who} has no more of the object") from error
         if code == "NoSuchBucket":
             raise Misconfigured(self._no_bucket(bucket)) from error
         if code == "RequestTimeTooSkewed":
@@ -264,7 +273,8 @@ class Store:
         raise Unavailable(f"{self._who} answered {status} ({code})") from error
 
     def _no_bucket(self, bucket: str) -> str:
-        return f"{self._who} has no bucket {bucket!r}: create it, or correct minio.bucket"
+        setting = ", or correct minio.bucket" if bucket == self._bucket else ""
+        return f"{self._who} has no bucket {bucket!r}: create it{setting}"
 
 
 class _Source(io.RawIOBase):

@@ -136,6 +136,14 @@ class Cluster:
         except (OSError, ValueError):
             return None
 
+    def running_conninfo(self, dbname: str) -> str | None:
+        """How to connect to the server that runs in this directory; None when none does."""
+        if self.running_postmaster() is None:
+            return None
+        # The fifth line is the directory of its socket (PostgreSQL, src/include/utils/pidfile.h).
+        sockets = (self.data / "postmaster.pid").read_text().splitlines()[4]
+        return make_conninfo("", host=sockets, user=SUPERUSER, dbname=dbname)
+
     def _choose_user(self) -> pwd.struct_passwd | None:
         owner = _owner(self.data)
         if os.geteuid() != 0:

@@ -11,6 +11,9 @@ at the next start; what was committed is kept, because this server is as durable
 import os
 import signal
 import subprocess
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -18,7 +21,7 @@ import structlog
 import trio
 from psycopg import sql
 
-from bloomd.errors import Unavailable
+from bloomd.errors import Misconfigured, Unavailable
 from bloomd.postgres.cluster import Cluster
 from bloomd.postgres.connection import Connection
 
@@ -29,14 +32,18 @@ DATABASE = "bloomd"
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02
 # Fast shutdown ends all sessions and writes a checkpoint; immediate shutdown only ends.
+# For what is thrown away.
+NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 STOP_STEPS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
 
 class Embedded:
     """The server in `directory`; `conninfo` is right once `run` has started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
+        """`durable`: false for what is thrown away: a crash of the machine may damage it, and it is faster."""
         self.cluster = Cluster(directory)
+        self._durable = durable
 
     @property
     def conninfo(self) -> str:
@@ -51,8 +58,8 @@ class Embedded:
         """
         server = None
         try:
-            await trio.to_thread.run_sync(self.cluster.prepare)
-            server = self.cluster.spawn()
+            await trio.to_thread.run_sync(partial(self.cluster.prepare, durable=self._durable))
+            server = self.cluster.spawn({} if self._durable else NOT_DURABLE)
             await self._wait_until_it_answers(server)
             await self._make_database()
             log.info("embedded PostgreSQL started", directory=str(self.cluster.directory), process=server.pid)
@@ -85,6 +92,39 @@ class Embedded:
                 await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
         finally:
             await connection.close()
+
+
+@asynccontextmanager
+async def serving(directory: Path, *, durable: bool = True) -> AsyncGenerator[str]:
+    """How to connect to the server of a directory, for the length of the block: one that runs there, or else its own.
+
+    Raises:
+        Unavailable, Misconfigured: as `Embedded.run`; also while the block runs.
+    """
+    embedded = Embedded(directory, durable=durable)
+    if running := embedded.cluster.running_conninfo(DATABASE):
+        yield running
+        return
+    failures: list[Exception] = []
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await embedded.run(task_status=task_status)
+        except (Unavailable, Misconfigured) as failure:
+            failures.append(failure)
+            nursery.cancel_scope.cancel()
+            task_status.started()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        try:
+            await trio.lowlevel.checkpoint()  # goes no further when it did not start
+            yield embedded.conninfo
+        except Exception as failure:  # as it is, and not in a group
+            failures.append(failure)
+        nursery.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
 
 
 async def _ended(server: "subprocess.Popen[bytes]") -> None:

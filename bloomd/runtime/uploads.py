@@ -291,7 +291,7 @@ async def _receive(database: Database, id: str, said: NewArtifact, read: Read) -
                 await _store(database, id, said, stored, bytes(waiting[:PIECE_BYTES]))
                 stored += PIECE_BYTES
                 del waiting[:PIECE_BYTES]
-        text = _as_text(waiting) if stored == 0 else None
+        text = as_text(waiting) if stored == 0 else None
         if text is None:
             await _store(database, id, said, stored, bytes(waiting))
     except BaseException:
@@ -324,7 +324,7 @@ async def _refuse_lost(database: Database, said: NewArtifact) -> None:
     await refuse_lost(database, task, said.lease_id, said.worker_id)
 
 
-def _as_text(data: bytearray) -> str | None:
+def as_text(data: bytes | bytearray) -> str | None:
     """What PostgreSQL takes as text; None for anything else."""
     try:
         text = data.decode()

@@ -165,6 +165,9 @@ class Minio(Section, frozen=True):
     region: Annotated[str, Meta(description="Region that requests are signed for.")] = "us-east-1"
     secure: Annotated[bool, Meta(description="Use TLS.")] = False
     prefix: Annotated[str, Meta(description="What the names of its objects begin with, such as `bloom/`.")] = ""
+    memory_bucket: Annotated[
+        str, Meta(min_length=3, description="Bucket of the agents' memory, which a backup may hold as well.")
+    ] = "claude-mem"
     inline_below: Annotated[
         int, Meta(ge=0, le=1 << 30, description="Bytes below which the content of an artifact stays in PostgreSQL.")
     ] = 4096

@@ -21,6 +21,7 @@ SAID = Head(
     pg_dump=15,
     made_at="2026-02-25T03:30:00+00:00",
     host="here",
+    holds=[],
 )
 CONTENT = os.urandom(3 << 20)  # several chunks, and no whole number of blocks
 CONTENT += b"odd"
@@ -34,7 +35,8 @@ def made(at: Path, *, head: Head = SAID, force: bool = False) -> Path:
             writer.write(CONTENT[start : start + (1 << 16)])
         writer.end()
         writer.add("configuration/1-bloomd.yaml", b"http: {}\n")
-        writer.seal(rows={"public.workers": 2}, configuration={"configuration/1-bloomd.yaml": "/etc/bloomd.yaml"})
+        configuration = {"configuration/1-bloomd.yaml": "/etc/bloomd.yaml"}
+        writer.seal(rows={"public.workers": 2}, configuration=configuration, missing={}, damaged={})
     return at
 
 
@@ -85,7 +87,7 @@ def test_only_its_owner_reads_it_also_while_it_is_written(tmp_path: Path) -> Non
         with writing(tmp_path / "b.tar", force=False) as writer:
             [part] = tmp_path.iterdir()
             assert stat.S_IMODE(part.stat().st_mode) == 0o600
-            writer.seal(rows={}, configuration={})
+            writer.seal(rows={}, configuration={}, missing={}, damaged={})
         assert stat.S_IMODE((tmp_path / "b.tar").stat().st_mode) == 0o600
     finally:
         os.umask(before)
