@@ -31,8 +31,8 @@ OBJECTS, MEMORY, CONFIGURATION = "objects", "memory", "configuration"
 WARNING = "This archive holds secrets: whoever reads it can do what the runtime can."
 
 CHUNK = 1 << 20
-# Both are read into memory at once.
-LONGEST_JSON = 256 << 20
+# Of head and manifest, which are read into memory at once. A manifest for five million objects has it.
+LONGEST_JSON = 1 << 30
 
 _NAMES = re.compile(
     r"bloomd-backup\.json|database\.dump|(objects|memory)/[^\0]+|configuration/\d+-[^/\0]+|manifest\.json"
@@ -130,6 +130,8 @@ class Writer:
             members=dict(self.members), rows=rows, configuration=configuration, missing=missing, damaged=damaged
         )
         encoded = msgspec.json.encode(manifest)
+        if len(encoded) > LONGEST_JSON - 1024:
+            raise Unavailable("there are too many objects for one archive: back them up with tools of the object store")
         sealed = _Sealed(msgspec.Raw(encoded), hashlib.sha256(encoded).hexdigest())
         self.add(MANIFEST, msgspec.json.encode(sealed))
         self._file.write(bytes(2 * tarfile.BLOCKSIZE))

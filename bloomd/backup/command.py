@@ -35,6 +35,9 @@ def backup(configured: Callable[[], Loaded], config: Path | None, options: Names
         config: the configuration file.
     """
 
+    if options.dir and not (options.dir / "postgres").is_dir():
+        raise Misconfigured(f"{options.dir} is no directory of bloomd dev: it has no postgres in it")
+
     async def make() -> int:
         async with _settings(configured, options) as loaded:
             made = await making.back_up(
@@ -153,10 +156,7 @@ async def _settings(configured: Callable[[], Loaded], options: Namespace) -> Asy
         return
     if into:
         raise Misconfigured("--dir and --into both name a database: say one of them")
-    directory = options.dir / "postgres"
-    if not directory.is_dir():
-        raise Misconfigured(f"{options.dir} is no directory of bloomd dev: it has no {directory.name}")
-    async with serving(directory) as conninfo:
+    async with serving(options.dir / "postgres") as conninfo:
         yield load(None, environ=os.environ, options={"database.url": conninfo})
 
 

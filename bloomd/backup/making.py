@@ -111,7 +111,7 @@ async def _database(
     """Write one snapshot; how many rows each table has in it, and what is in the object store."""
     await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
-        referring = [each async for some in objects_of(connection) for each in some] if OBJECTS in holds else []
+        referring = await objects_of(connection) if OBJECTS in holds else []
         if referring and settings.minio.endpoint is None:
             raise Misconfigured(
                 f"the content of {len(referring)} artifacts is in an object store, and none is configured:"

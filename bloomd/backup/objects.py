@@ -4,7 +4,7 @@ An object that is missing, or is not what its row says, does not keep the rest f
 A store that is away does.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,12 +40,11 @@ SELECT id, url, (whole ->> 'size')::bigint AS size, whole ->> 'sha256' AS sha256
        whole ->> 'content_type' AS content_type
   FROM runtime_artifacts,
        LATERAL (SELECT to_jsonb(runtime_artifacts) AS whole) AS said
- WHERE id > %(after)s AND url LIKE %(scheme)s || '%%'
+ WHERE starts_with(url, %(scheme)s)
  ORDER BY id
- LIMIT %(many)s
 """
 
-# Rows that one statement gives.
+# Rows that one statement changes.
 MANY = 500
 
 RENAME = """
@@ -98,21 +97,16 @@ def store_of(settings: Settings) -> Store:
     return Store(settings.minio, threads=AT_ONCE)
 
 
-async def referring(connection: Connection[Any]) -> AsyncGenerator[list[Referring]]:
-    """Every artifact whose content is in the object store, some at a time, as this connection's transaction sees them.
+async def referring(connection: Connection[Any]) -> list[Referring]:
+    """Every artifact whose content is in the object store, as this connection's transaction sees them.
 
     In a database that has no artifacts yet there are none.
     """
     [there] = await (await connection.execute("SELECT to_regclass('runtime_artifacts')")).fetchone() or (None,)
-    after = ""
-    while there:
-        cursor = connection.cursor(row_factory=class_row(Referring))
-        await cursor.execute(REFERRING, {"after": after, "scheme": SCHEME, "many": MANY})
-        found = await cursor.fetchall()
-        if not found:
-            return
-        after = found[-1].id
-        yield found
+    if not there:
+        return []
+    cursor = connection.cursor(row_factory=class_row(Referring))
+    return await (await cursor.execute(REFERRING, {"scheme": SCHEME})).fetchall()
 
 
 async def save(store: Store, artifacts: Sequence[Referring], writer: Writer, follow: Follow) -> Trouble:
@@ -180,15 +174,14 @@ async def check(connection: Connection[Any], archive: Archive) -> None:
         BadArchive: an object that a row refers to is not there, or another one, and the manifest does not say so.
     """
     known = archive.manifest.missing.keys() | archive.manifest.damaged.keys()
-    async for some in referring(connection):
-        for artifact in some:
-            member = archive.manifest.members.get(member_of(OBJECTS, artifact.url.removeprefix(SCHEME)))
-            if artifact.url in known:
-                continue
-            if member is None:
-                raise BadArchive(f"the archive lacks {artifact.url}, to which artifact {artifact.id} refers")
-            if artifact.size not in (None, member.size) or artifact.sha256 not in (None, member.sha256):
-                raise BadArchive(f"{artifact.url} is not what artifact {artifact.id} refers to")
+    for artifact in await referring(connection):
+        member = archive.manifest.members.get(member_of(OBJECTS, artifact.url.removeprefix(SCHEME)))
+        if artifact.url in known:
+            continue
+        if member is None:
+            raise BadArchive(f"the archive lacks {artifact.url}, to which artifact {artifact.id} refers")
+        if artifact.size not in (None, member.size) or artifact.sha256 not in (None, member.sha256):
+            raise BadArchive(f"{artifact.url} is not what artifact {artifact.id} refers to")
 
 
 def destinations(archive: Archive, bucket: str) -> dict[str, str]:
@@ -231,23 +224,21 @@ async def put(store: Store, archive: Archive, keys: dict[str, str], bucket: str,
 
 async def rename(connection: Connection[Any], keys: dict[str, str], bucket: str) -> None:
     """Have each artifact refer to where its object is now."""
-    async for some in referring(connection):
-        urls = {each.id: _moved(each.url, keys, bucket) for each in some}
-        said = [{"id": each.id, "url": urls[each.id]} for each in some if urls[each.id] != each.url]
-        if said:
-            await connection.execute(RENAME, {"said": Jsonb(said)})
+    urls = {each.id: (each.url, _moved(each.url, keys, bucket)) for each in await referring(connection)}
+    said = [{"id": id, "url": new} for id, (old, new) in urls.items() if new != old]
+    for start in range(0, len(said), MANY):
+        await connection.execute(RENAME, {"said": Jsonb(said[start : start + MANY])})
     await connection.execute(FORGET_LEFT, {"here": f"{SCHEME}{bucket}/"})
 
 
 async def keep_here(connection: Connection[Any], archive: Archive, progress: Quiet) -> None:
     """Put the content of each object into the database, as if it had never left."""
-    async for some in referring(connection):
-        for artifact in some:
-            member = member_of(OBJECTS, artifact.url.removeprefix(SCHEME))
-            if member in archive.manifest.members:
-                async with connection.transaction():
-                    await _keep_here(connection, artifact.id, archive, member, progress)
-    await connection.execute(FORGET_LEFT, {"here": SCHEME})
+    for artifact in await referring(connection):
+        member = member_of(OBJECTS, artifact.url.removeprefix(SCHEME))
+        if member in archive.manifest.members:
+            async with connection.transaction():
+                await _keep_here(connection, artifact.id, archive, member, progress)
+    await connection.execute("DELETE FROM objects_left")
     progress.ended()
 
 

@@ -144,7 +144,7 @@ async def restore(
             progress = follow("memory", archive.size_of(members))
             await put(store_of(settings), archive, members, minio.memory_bucket, progress)
         found = await _database(connection, file, archive, replace=replace, follow=follow)
-    # In other sessions: the script has set that one's search_path and more.
+    # In other sessions: the script has changed the settings of that one.
     async with _session(conninfo) as connection:
         with explained():
             await migrate(connection, MIGRATIONS, report=report)
@@ -166,6 +166,7 @@ async def _database(
             if replace:
                 await connection.execute(_DROP)
             await script.run(connection, source)
+            await connection.execute("RESET search_path")  # which the script has emptied
             found = await counts(connection)
             if archive:
                 _compare(found, archive.manifest.rows)

@@ -49,6 +49,10 @@ class Missing(Unavailable):
     """There is no such object."""
 
 
+class NoBucket(Misconfigured):
+    """There is no such bucket."""
+
+
 class _Beyond(Unavailable):
     """The object ends before what was asked for."""
 
@@ -191,14 +195,14 @@ class Store:
             return None
 
     async def remove(self, key: str, *, bucket: str | None = None) -> None:
-        """Remove an object; that it is gone already is no error.
+        """Remove an object; that it is gone already, or its bucket, is no error.
 
         Raises:
             Unavailable: the server is away.
             Misconfigured: it refuses the keys.
         """
         bucket = bucket or self._bucket
-        with suppress(Missing):
+        with suppress(Missing, NoBucket):
             await self._run(lambda: self._client.remove_object(bucket, key), bucket)
 
     async def listing(self, prefix: str, *, bucket: str | None = None) -> AsyncIterator[Stat]:
@@ -248,7 +252,7 @@ class Store:
         if code == "InvalidRange":
             raise _Beyond(f"{self._who} has no more of the object") from error
         if code == "NoSuchBucket":
-            raise Misconfigured(self._no_bucket(bucket)) from error
+            raise NoBucket(self._no_bucket(bucket)) from error
         if code == "RequestTimeTooSkewed":
             raise Misconfigured(
                 f"{self._who} has another time than this machine, by more than a quarter of an hour:"

@@ -40,10 +40,16 @@ STOP_STEPS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0
 class Embedded:
     """The server in `directory`; `conninfo` is right once `run` has started."""
 
-    def __init__(self, directory: Path, *, durable: bool = True) -> None:
-        """`durable`: false for what is thrown away: a crash of the machine may damage it, and it is faster."""
+    def __init__(self, directory: Path, *, durable: bool = True, quiet: bool = False) -> None:
+        """Nothing is there yet.
+
+        Args:
+            durable: false for what is thrown away: a crash of the machine may damage it, and it is faster.
+            quiet: the log says nothing of it.
+        """
         self.cluster = Cluster(directory)
         self._durable = durable
+        self._quiet = quiet
 
     @property
     def conninfo(self) -> str:
@@ -62,7 +68,8 @@ class Embedded:
             server = self.cluster.spawn({} if self._durable else NOT_DURABLE)
             await self._wait_until_it_answers(server)
             await self._make_database()
-            log.info("embedded PostgreSQL started", directory=str(self.cluster.directory), process=server.pid)
+            if not self._quiet:
+                log.info("embedded PostgreSQL started", directory=str(self.cluster.directory), process=server.pid)
             task_status.started()
             await _ended(server)
             raise Unavailable(f"the embedded PostgreSQL server has ended: {self.cluster.last_words()}")
@@ -101,7 +108,7 @@ async def serving(directory: Path, *, durable: bool = True) -> AsyncGenerator[st
     Raises:
         Unavailable, Misconfigured: as `Embedded.run`; also while the block runs.
     """
-    embedded = Embedded(directory, durable=durable)
+    embedded = Embedded(directory, durable=durable, quiet=True)
     if running := embedded.cluster.running_conninfo(DATABASE):
         yield running
         return

@@ -177,7 +177,7 @@ async def test_an_upload_that_came_to_nothing_goes_with_its_object(
 
 
 async def test_an_object_that_is_gone_already_is_removed(db, sql, epoch, mover):
-    sql("INSERT INTO objects_left VALUES ('minio://artifacts/never/was', 1), ('minio://artifacts/nor-this', 2)")
+    sql("INSERT INTO objects_left VALUES ('minio://artifacts/never/was', 1), ('minio://no-bucket-any-more/a', 2)")
     assert await mover.remove(epoch) == 2
     assert sql("SELECT count(*) FROM objects_left") == [(0,)]
 
