@@ -8,8 +8,8 @@ _bloomd() {
         ['bloomd check']='-h --help -c --config --env-file --print'
         ['bloomd doctor']='-h --help -c --config --env-file -o --output -v --verbose --objects --fix'
         ['bloomd migrate']='-h --help -c --config --env-file --status --to --yes'
-        ['bloomd backup']='-h --help -c --config --env-file -o --output --force'
-        ['bloomd restore']='-h --help -c --config --env-file --into --dry-run --replace'
+        ['bloomd backup']='-h --help -c --config --env-file -o --output --verify --dir --memory --no-objects --force'
+        ['bloomd restore']='-h --help --env-file -c --into --dir --dry-run --replace --memory --no-objects --config'
         ['bloomd worker']='-h --help -c --config --server --name --token-file --max-concurrency --label --root'
     )
     local -A words=(
@@ -25,6 +25,7 @@ _bloomd() {
         fi
         case "$path $word" in
             'bloomd backup -o' | 'bloomd backup --output') value='@default' ;;
+            'bloomd restore --config') value='@dirnames' ;;
             *' -c' | *' --config') value='@default' ;;
             *' --env-file') value='@default' ;;
             *' --dir') value='@dirnames' ;;
@@ -34,6 +35,8 @@ _bloomd() {
             *' --membridge-port') value='@' ;;
             *' -o' | *' --output') value='text json' ;;
             *' --to') value='@' ;;
+            *' --verify') value='@default' ;;
+            *' -c') value='@default' ;;
             *' --into') value='@' ;;
             *' --server') value='@' ;;
             *' --name') value='@' ;;

@@ -11,6 +11,8 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
         switch "$path $word"
             case 'bloomd backup -o' 'bloomd backup --output'
                 set value yes
+            case 'bloomd restore --config'
+                set value yes
             case '* -c' '* --config'
                 set value yes
             case '* --env-file'
@@ -28,6 +30,10 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
             case '* -o' '* --output'
                 set value yes
             case '* --to'
+                set value yes
+            case '* --verify'
+                set value yes
+            case '* -c'
                 set value yes
             case '* --into'
                 set value yes
@@ -56,8 +62,8 @@ complete -c bloomd -n '__bloomd_at bloomd' -a dev -d 'run everything on this mac
 complete -c bloomd -n '__bloomd_at bloomd' -a check -d 'check the configuration, and report all its errors at once'
 complete -c bloomd -n '__bloomd_at bloomd' -a doctor -d 'look for whatever is wrong with this node, and say what mends it'
 complete -c bloomd -n '__bloomd_at bloomd' -a migrate -d 'bring the database schema up to this version; adopts the database of the Node.js runtime'
-complete -c bloomd -n '__bloomd_at bloomd' -a backup -d 'put the database and the configuration into one file, while bloomd works'
-complete -c bloomd -n '__bloomd_at bloomd' -a restore -d 'bring back what bloomd backup, or a plain pg_dump, has put into a file; all of it or nothing'
+complete -c bloomd -n '__bloomd_at bloomd' -a backup -d 'put the database, its objects and the configuration into one file, while bloomd works'
+complete -c bloomd -n '__bloomd_at bloomd' -a restore -d 'bring back what bloomd backup, or a plain pg_dump, has put into a file'
 complete -c bloomd -n '__bloomd_at bloomd' -a worker -d 'do the tasks of a bloomd on this machine, with the Claude CLI'
 complete -c bloomd -n '__bloomd_at bloomd' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd' -l version -d 'show program'\''s version number and exit'
@@ -94,13 +100,21 @@ complete -c bloomd -n '__bloomd_at bloomd backup' -s h -l help -d 'show this hel
 complete -c bloomd -n '__bloomd_at bloomd backup' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd backup' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
 complete -c bloomd -n '__bloomd_at bloomd backup' -s o -l output -r -F -d 'the file to make, a tar'
+complete -c bloomd -n '__bloomd_at bloomd backup' -l verify -r -F -d 'prove one that is there: restore it into a PostgreSQL that is thrown away, and compare'
+complete -c bloomd -n '__bloomd_at bloomd backup' -l dir -x -a '(__fish_complete_directories)' -d 'the database of bloomd dev in this directory'
+complete -c bloomd -n '__bloomd_at bloomd backup' -l memory -d 'with the agents'\'' memory, the bucket minio.memory_bucket'
+complete -c bloomd -n '__bloomd_at bloomd backup' -l no-objects -d 'without what is in the object store'
 complete -c bloomd -n '__bloomd_at bloomd backup' -l force -d 'replace a file that is there'
 complete -c bloomd -n '__bloomd_at bloomd restore' -s h -l help -d 'show this help message and exit'
-complete -c bloomd -n '__bloomd_at bloomd restore' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l env-file -r -F -d 'the env_file of a configuration that names none; it need not be there'
+complete -c bloomd -n '__bloomd_at bloomd restore' -s c -r -F -d 'the configuration of this machine'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l into -x -d 'the database to restore (that of the configuration)'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l dir -x -a '(__fish_complete_directories)' -d 'the database of bloomd dev in this directory'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l dry-run -d 'only tell whether the file is whole, and what would be'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l replace -d 'drop what is in the database now'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l memory -d 'with the agents'\'' memory, the bucket minio.memory_bucket'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l no-objects -d 'without what is in the object store'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l config -x -a '(__fish_complete_directories)' -d 'also put the backup'\''s files of the configuration into this directory'
 complete -c bloomd -n '__bloomd_at bloomd worker' -s h -l help -d 'show this help message and exit'
 complete -c bloomd -n '__bloomd_at bloomd worker' -s c -l config -r -F -d 'the configuration (/etc/bloomd/bloomd.yaml when there is one)'
 complete -c bloomd -n '__bloomd_at bloomd worker' -l server -x -d 'the bloomd that it works for'

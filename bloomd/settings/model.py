@@ -91,11 +91,11 @@ class Http(Section, frozen=True):
         int,
         Meta(
             ge=1024,
-            le=1 << 30,
+            le=1 << 36,
             description="Bytes that an artifact may have which a worker uploads."
-            " Its content goes into PostgreSQL, and from there into every backup.",
+            " Its content goes into PostgreSQL, and from there to the object store, if there is one.",
         ),
-    ] = 64 * 1024 * 1024
+    ] = 1024 * 1024 * 1024
     drain_seconds: Annotated[
         Seconds, Meta(description="Seconds that requests under way get to finish at shutdown.")
     ] = 10.0
@@ -202,7 +202,7 @@ class Tasks(Section, frozen=True):
         Days | None,
         Meta(
             description="Days after its end at which a task is deleted, with its results, artifacts, leases and"
-            " idempotency key. Without them, it is kept for ever. Artifacts in MinIO stay."
+            " idempotency key, and the objects of these. Without them, it is kept for ever."
         ),
     ] = None
 

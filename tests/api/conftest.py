@@ -24,7 +24,13 @@ def start_daemon(postgres_server: PostgresServer, migrated: str) -> Callable[[],
     @contextmanager
     def started() -> Iterator[Bloomd]:
         url = postgres_server.create_database(migrated)
-        bloomd = Bloomd(url, tasks__sweep_interval=0.1, tasks__retry_delay=0.05, http__max_body_bytes=100_000)
+        bloomd = Bloomd(
+            url,
+            tasks__sweep_interval=0.1,
+            tasks__retry_delay=0.05,
+            http__max_body_bytes=100_000,
+            http__max_artifact_bytes=64 << 20,
+        )
         bloomd.configure()
         with bloomd:
             yield bloomd

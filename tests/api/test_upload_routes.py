@@ -236,7 +236,7 @@ def test_a_body_in_chunks(api, lease):
 
 
 def test_too_large_in_chunks_is_refused_and_costs_no_memory(api, daemon, database, lease):
-    """It is let in up to the limit, 64 MiB, before that can be known; nothing of it stays."""
+    """It is let in up to the limit, here 64 MiB, before that can be known; nothing of it stays."""
     held = lease()
     put(api, held, in_chunks(4 * MEBIBYTE), name="warm up")
     before = forget_peak(daemon)
