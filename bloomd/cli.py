@@ -8,26 +8,20 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-import trio
+from typing import NoReturn
 
 from bloomd import __version__
 from bloomd.backup.options import BACKUP, BACKUP_MORE, RESTORE, RESTORE_MORE, takes_backup, takes_restore
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.membridge import USUAL_PORT
-from bloomd.postgres import Connection, Pool
-from bloomd.postgres.migrate import Plan, migrate_to, plan, status
-from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
 from bloomd.settings import Loaded, SettingsError, describe, load
 from bloomd.settings.check import without_key
 from bloomd.supervisor import EssentialServiceFailed
 
 # From sysexits.h, so that an init system or a script can tell them apart.
-OK, PENDING, USAGE, UNAVAILABLE, TEMPORARY_FAILURE, BAD_CONFIGURATION = 0, 1, 64, 69, 75, 78
+OK, USAGE, UNAVAILABLE, TEMPORARY_FAILURE, BAD_CONFIGURATION = 0, 64, 69, 75, 78
 
 DEFAULT_FILE = Path("/etc/bloomd/bloomd.yaml")
 
@@ -327,82 +321,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
+    from bloomd import migrating
+
     loaded = _reader(options)()
-    latest = MIGRATIONS[-1].version
-    to = latest if options.to is None else options.to
     if options.status:
-        return trio.run(_show_way, loaded, to)
-    return trio.run(_bring_to, loaded, to, options.yes)
-
-
-@asynccontextmanager
-async def _migrating(loaded: Loaded) -> AsyncGenerator[Connection[Any]]:
-    pool = Pool(loaded.settings.database.url, size=1, application_name="bloomd migrate")
-    async with pool, pool.connection() as connection:
-        with explained():
-            yield connection
-
-
-async def _bring_to(loaded: Loaded, to: int, yes: bool) -> int:
-    async with _migrating(loaded) as connection:
-
-        async def agree(way: Plan) -> None:
-            if way.back:
-                await refuse_while_in_use(connection)
-            if way.losses:
-                _show_losses(way)
-                _confirm(yes)
-
-        try:
-            done = await migrate_to(
-                connection,
-                MIGRATIONS,
-                to,
-                report=lambda line: print(f"  repaired: {line}"),
-                agree=agree,
-                applied=lambda migration: print(f"applied {migration}", flush=True),
-                undone=lambda migration: print(f"undone {migration}", flush=True),
-            )
-        except _Declined as error:
-            print(f"bloomd: {error}", file=sys.stderr)
-            return error.code
-    print(f"the schema is at {to}" + ("" if done.forward or done.back else ": nothing to do"))
-    return OK
-
-
-async def _show_way(loaded: Loaded, to: int) -> int:
-    """Exits with 1 when something is to be done, so that a script can ask."""
-    async with _migrating(loaded) as connection:
-        schema = await status(connection, MIGRATIONS)
-        print(f"the schema is at {schema.current}, this bloomd needs {schema.latest}")
-        way = await plan(connection, MIGRATIONS, to)
-    for migration in way.back:
-        print(f"to undo: {migration}")
-    for migration in way.forward:
-        print(f"to apply: {migration}")
-    _show_losses(way)
-    return PENDING if way.back or way.forward else OK
-
-
-def _show_losses(way: Plan) -> None:
-    for loss in way.losses:
-        print(f"to be lost with {loss.migration}: {loss}", flush=True)
-
-
-class _Declined(Exception):
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(f"{text}: nothing was changed")
-        self.code = code
-
-
-def _confirm(yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise _Declined("this needs --yes, because something is lost", USAGE)
-    try:
-        answer = input("Lose that, and go back? [yes/no] ")
-    except (EOFError, KeyboardInterrupt):
-        answer = ""
-    if answer.strip().lower() not in {"y", "yes"}:
-        raise _Declined("not confirmed", PENDING)
+        return migrating.show(loaded, options.to)
+    return migrating.bring(loaded, options.to, yes=options.yes)

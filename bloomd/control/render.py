@@ -36,11 +36,11 @@ if TYPE_CHECKING:
         Status,
         Sync,
         SyncRound,
-        Token,
         Version,
         Worker,
         Workers,
     )
+    from bloomd.control.answers_workers import Token
     from bloomd.control.layout import Look
 
 # Wide enough for `worker.registered`.

@@ -9,18 +9,12 @@ TYPE_CHECKING = False  # importing typing would cost as much as all of this
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bloomd.control.answers import (
-        Attempt,
+    from bloomd.control.answers import Attempt, Json, Matched, Result, Task, Tasks, TaskShown
+    from bloomd.control.answers_workers import (
         FullWorker,
-        Json,
-        Matched,
         Registered,
         RemovedToken,
         RemovedWorker,
-        Result,
-        Task,
-        Tasks,
-        TaskShown,
         Tokens,
         WorkerList,
         WorkerShown,

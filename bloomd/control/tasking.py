@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from bloomd.control.answers import ContentPiece, Enrolment, MadeToken, Reason, Task, TaskShown
+    from bloomd.control.answers import ContentPiece, Reason, Task, TaskShown
+    from bloomd.control.answers_workers import Enrolment, MadeToken
     from bloomd.control.layout import Look
 
     Call = Callable[..., Any]

@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "bloomd").rglob("*.py"))
 # From the top to the bottom. A part imports from the rows below its own, and from itself.
 LAYERS = (
     {"cli"},
-    {"serving"},
+    {"serving", "migrating"},
     {"daemon", "doctor"},
     {"reload", "companion"},
     {"http", "control"},
@@ -47,6 +47,7 @@ CLIENT = {
     "bloomd.control.until",
     "bloomd.control.answers",
     "bloomd.control.answers_report",
+    "bloomd.control.answers_workers",
 }
 
 # These stand outside the rows: the version, and the words that both ends of the control socket use.
