@@ -31,6 +31,11 @@ class S3Server:
         values: dict[str, Any] = {"access_key": ACCESS, "secret_key": SECRET, "bucket": "artifacts"}
         return Minio(endpoint=self.endpoint, **(values | changes))
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def start(self) -> None:
         environment = {"HOME": str(self.directory), "RCLONE_CONFIG": str(self.directory / "rclone.conf")}
         self._process = subprocess.Popen(
