@@ -119,6 +119,7 @@ class Line:
                 if self.mode == "slow":
                     self._over.wait(2.0)
                 client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)  # the server has gone
 
 
 def _accepts(port: int) -> bool:
