@@ -11,7 +11,7 @@ from pathlib import Path
 from bench import ROOT
 from bench.measure import table
 
-SUBJECTS = ("start", "ctl", "http", "wake", "history", "fleet", "page", "sync", "outage", "objects")
+SUBJECTS = ("start", "ctl", "http", "wake", "history", "fleet", "page", "sync", "outage", "objects", "backup")
 
 
 def main() -> None:
