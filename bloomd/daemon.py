@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from bloomd.backup.schedule import Schedule
 from bloomd.companion import Companion, local_url
 from bloomd.control.audit import ControlAudit
 from bloomd.control.listener import Listener
@@ -116,6 +117,7 @@ class Daemon:
         )
         self.sampler = Sampler(node.database)
         self.mover = Mover(node.database, node.contents)
+        self.backup = Schedule(node.database, lambda: node.loaded, node=node.name)
         self.polls = Polls(
             list_targets=partial(liveness.with_url, node.database),
             record_many=partial(liveness.record_polls, node.database),
@@ -199,6 +201,13 @@ class Daemon:
                 only(self.mover.run),
                 needs=("database",),
                 configured=lambda: node.settings.minio.endpoint is not None,
+            ),
+            Service(
+                "backup",
+                only(self.backup.run),
+                needs=("database",),
+                configured=lambda: node.settings.backup.schedule is not None,
+                retry=DATABASE_RETRY,
             ),
             Service("samples", only(self.sampler.run), needs=("database",), retry=DATABASE_RETRY),
             Service("worker-polls", only(self.polls.run), needs=("database",), retry=DATABASE_RETRY),

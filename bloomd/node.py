@@ -155,6 +155,8 @@ class Node:
                 self.root.wake_service("membridge-sync", "settings changed")
         if self.settings.minio != before.minio:
             self.root.wake_service("objects", "settings changed")
+        if self.settings.backup.schedule is not None and before.backup.schedule is None:
+            self.root.wake_service("backup", "settings changed")
         if self.settings.tasks.auto_dispatch and not before.tasks.auto_dispatch:
             self.root.wake_service("auto-dispatch", "settings changed")
 

@@ -94,6 +94,8 @@ class Reloader:
             restarts.append("membridge-server")  # it comes or goes
         if new.settings.minio.endpoint is None and old.settings.minio.endpoint is not None:
             restarts.append("objects")  # it goes
+        if new.settings.backup.schedule is None and old.settings.backup.schedule is not None:
+            restarts.append("backup")  # it goes, and with it one that is being made
         try:
             for front in self._fronts:
                 front.binds.open(front.wanted(new.settings))

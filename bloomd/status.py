@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 from bloomd import __version__
+from bloomd.backup.schedule import next_at
 from bloomd.control.answers import (
+    Backup,
     ClockJump,
     LastReload,
     Leader,
@@ -48,7 +50,7 @@ async def status(node: Node) -> Status:
         schema=SCHEMA,
         verdict=verdict(found),
         reasons=[reason.text for reason in found],
-        notices=notices(node),
+        notices=notices(node, stats),
         services=[service(each) for each in node.root.status()],
         probes=[probe(each) for each in node.probes],
         queue=_queue(stats) if stats else None,
@@ -56,14 +58,15 @@ async def status(node: Node) -> Status:
         leader=_leader(node),
         sync=_sync(node),
         objects=_objects(node, stats) if stats and node.settings.minio.endpoint else None,
+        backup=_backup(node, stats) if stats else None,
         process=_process(node),
         reload=_last_reload(node),
         next=next((reason.next for reason in found if reason.next), None),
     )
 
 
-def notices(node: Node) -> list[str]:
-    """What an operator should know although nothing is wrong."""
+def notices(node: Node, stats: Stats | None = None) -> list[str]:
+    """What an operator should know although nothing is wrong; of what is counted, if that is known."""
     about_no_key = without_key(node.settings)
     found = [notice for notice in node.loaded.warnings if node.keys.empty or notice not in about_no_key]
     if about_no_key and not node.keys.known:
@@ -74,6 +77,9 @@ def notices(node: Node) -> list[str]:
         found.append(f"the log level is {node.logs.level} until the next reload")
     if damaged := sorted(node.contents.damaged):
         found.append(f"the content of {', '.join(damaged[:3])}{' and others' * (len(damaged) > 3)} is damaged")
+    if stats and stats.backup and node.settings.backup.schedule is not None:
+        concern = stats.backup.concern(stats.at, warn_after_days=node.settings.backup.warn_after_days)
+        found += [concern] if concern else []
     if node.pending_restart:
         found.append(f"changed, and in force after a restart of bloomd: {', '.join(sorted(node.pending_restart))}")
     return found
@@ -182,6 +188,22 @@ def _objects(node: Node, stats: Stats) -> Objects:
         to_move_bytes=stats.to_move_bytes,
         to_remove=stats.to_remove,
         damaged=sorted(node.contents.damaged),
+    )
+
+
+def _backup(node: Node, stats: Stats) -> Backup | None:
+    at, known = node.settings.backup.schedule, stats.backup
+    if at is None:
+        return None
+    return Backup(
+        next=next_at(at, time.time(), known),
+        since=known.started_at / 1000 if known and known.under_way and known.started_at else None,
+        verified_age_seconds=known.age(stats.at) if known and known.verified_from is not None else None,
+        file=known and known.file,
+        node=known and known.node,
+        bytes=known and known.bytes,
+        missing=known.missing if known else 0,
+        error=known and known.error,
     )
 
 

@@ -125,7 +125,7 @@ class Writer:
     def seal(
         self, *, rows: dict[str, int], configuration: dict[str, str], missing: dict[str, str], damaged: dict[str, str]
     ) -> Manifest:
-        """Write the manifest, and the end of the archive."""
+        """Write the manifest and the end of the archive, and have all of it on the disk, which takes its time."""
         manifest = Manifest(
             members=dict(self.members), rows=rows, configuration=configuration, missing=missing, damaged=damaged
         )
@@ -135,6 +135,8 @@ class Writer:
         sealed = _Sealed(msgspec.Raw(encoded), hashlib.sha256(encoded).hexdigest())
         self.add(MANIFEST, msgspec.json.encode(sealed))
         self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
         return manifest
 
 
@@ -159,8 +161,6 @@ def writing(target: Path, *, force: bool) -> Generator[Writer]:
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield Writer(file)
-            file.flush()
-            os.fsync(file.fileno())
         part.replace(target)
         _sync(target.parent)
     except OSError as error:

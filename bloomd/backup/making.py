@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,9 @@ async def back_up(
             await connection.execute("SELECT pg_advisory_unlock_shared(%s)", [OBJECTS_LOCK])
         if memory:
             await save_memory(store_of(settings), settings.minio.memory_bucket, writer, follow)
-        return writer.seal(
-            rows=rows,
-            configuration=_configuration(configuration, writer, follow),
-            missing=trouble.missing,
-            damaged=trouble.damaged,
-        )
+        places = await trio.to_thread.run_sync(_configuration, configuration, writer, follow)
+        seal = partial(writer.seal, rows=rows, configuration=places)
+        return await trio.to_thread.run_sync(partial(seal, missing=trouble.missing, damaged=trouble.damaged))
 
 
 @asynccontextmanager

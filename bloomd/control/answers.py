@@ -128,6 +128,23 @@ class Objects(TypedDict):
     """Artifacts whose content was seen not to be what its sha256 says, since this daemon started."""
 
 
+class Backup(TypedDict):
+    next: float
+    """When the next one is due; in the past when it should be under way."""
+    since: float | None
+    """Since when one is being made."""
+    verified_age_seconds: float | None
+    """How old the last verified one is; null when there is none."""
+    file: str | None
+    """Of the latest, on `node`; there is none when `bytes` is null."""
+    node: str | None
+    bytes: int | None
+    missing: int
+    """Objects that the store did not have as the database describes them."""
+    error: str | None
+    """Why the latest failed, or is not verified."""
+
+
 class Status(TypedDict):
     schema: int
     verdict: Verdict
@@ -145,6 +162,8 @@ class Status(TypedDict):
     sync: Sync
     objects: Objects | None
     """Null without an object store, and while nothing can be counted."""
+    backup: Backup | None
+    """Null without a schedule, and while nothing can be counted."""
     process: Process
     reload: LastReload | None
     next: str | None

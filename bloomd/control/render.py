@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from bloomd.control.answers import (
+        Backup,
         Change,
         Config,
         Event,
@@ -84,6 +85,8 @@ def status(answer: Status, look: Look) -> Iterator[str]:
     yield from section(_sync(answer["sync"], leader, look), look, label="sync", lead="not configured")
     if objects := answer.get("objects"):
         yield from section(_objects(objects), look, label="objects")
+    if backup := answer.get("backup"):
+        yield from section(_backup(backup, look), look, label="backup")
     yield from _process(answer["process"], look)
     if last := answer["reload"]:
         result = "ok" if last["ok"] else "failed"
@@ -316,6 +319,20 @@ def _objects(objects: Objects) -> str:
     left += [f"{count(removing, 'object')} to remove"] if removing else []
     left += [f"{count(len(objects['damaged']), 'content')} damaged"] if objects["damaged"] else []
     return ", ".join(left) or "all moved"
+
+
+def _backup(backup: Backup, look: Look) -> str:
+    age = backup["verified_age_seconds"]
+    facts = ["never verified" if age is None else f"verified {duration(age)} ago"]
+    if backup["since"] is not None:
+        facts.append(f"being made for {duration(look.now - backup['since'])}")
+    else:
+        facts.append(f"next {clock(backup['next'], look.now)}" if backup["next"] > look.now else "due now")
+    if backup["missing"]:
+        facts.append(f"{count(backup['missing'], 'object')} missing or damaged")
+    if backup["error"]:
+        facts.append(backup["error"])
+    return ", ".join(facts)
 
 
 def _process(process: Process, look: Look) -> Iterator[str]:

@@ -75,6 +75,7 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
         "agents.key": fleet.agents_key,
         "queue.stuck": fleet.queue_stuck,
         "leases.rescued": fleet.leases_rescued,
+        "backup.age": fleet.backup_age,
     },
 }
 

@@ -7,6 +7,7 @@ import msgspec
 from bloomd.control.layout import count, duration
 from bloomd.doctor.case import Case
 from bloomd.doctor.finding import Found, Skip, error, ok, warning
+from bloomd.runtime import backups
 from bloomd.runtime.explain import explain
 from bloomd.runtime.refusals import NotFound
 
@@ -35,6 +36,10 @@ SELECT id, (bloom_now_ms() - heard_at) / 1000 AS seconds
 
 WORKERS = """
 SELECT count(*)::integer AS number FROM workers
+"""
+
+NOW = """
+SELECT bloom_now_ms() AS number
 """
 
 PUSHED_TO = """
@@ -167,6 +172,22 @@ async def leader_present(case: Case) -> Found:
         return ok(f"the node {found[0].node} leads, epoch {found[0].epoch}")
     case.need_service("database")  # whoever has none cannot lead
     return error("no node leads, so expired leases are not rescued", "bloomd-ctl restart leader-election")
+
+
+async def backup_age(case: Case) -> Found:
+    """There is a backup that would do."""
+    settings = case.settings.backup
+    if settings.schedule is None:
+        raise Skip("no backup is made by schedule: backup.schedule is not set")
+    known = await backups.known(case.database)
+    if known is None:
+        return ok(f"the first backup is due at {settings.schedule}")
+    now = await _number(case, NOW)
+    if concern := known.concern(now, warn_after_days=settings.warn_after_days):
+        return warning(concern, "bloomd-ctl log -n 1000, on the node that leads: what it says of the backup")
+    if known.verified_from is None:
+        return ok(f"the first backup is {'being made' if known.under_way else f'due at {known.at}'}")
+    return ok(f"the last verified backup is {duration(known.age(now))} old")
 
 
 async def _number(case: Case, query: LiteralString) -> int:

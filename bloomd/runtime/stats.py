@@ -7,6 +7,7 @@ import msgspec
 import trio
 
 from bloomd.errors import Unavailable, one_line
+from bloomd.runtime.backups import KNOWN, Known
 from bloomd.runtime.database import Database
 from bloomd.runtime.objects import BACKLOG
 
@@ -36,6 +37,7 @@ SELECT (SELECT coalesce(jsonb_object_agg(status, tasks), '{{}}')
        (SELECT until FROM queue_state)                                                         AS paused_until,
        (SELECT reason FROM queue_state)                                                        AS pause_reason,
        backlog.*,
+       (SELECT to_jsonb(known) FROM ({KNOWN}) AS known)                                       AS backup,
        bloom_now_ms()                                                                          AS at
   FROM ({BACKLOG}) AS backlog
 """
@@ -87,6 +89,8 @@ class Stats(msgspec.Struct, frozen=True):
     to_move_bytes: int
     to_remove: int
     """Objects that nothing refers to any more."""
+    backup: Known | None
+    """What is known of the backups that are made by schedule."""
     at: int
     """When this was counted, by the database's clock."""
 

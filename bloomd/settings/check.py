@@ -187,6 +187,12 @@ def _minio(settings: Settings) -> Iterator[_Finding]:
         yield _Finding(("minio.endpoint",), f"an endpoint needs {' and '.join(missing)} as well")
 
 
+@_rule("backup.memory", "backup.schedule", "minio.endpoint")
+def _memory(settings: Settings) -> Iterator[_Finding]:
+    if settings.backup.schedule is not None and settings.backup.memory and settings.minio.endpoint is None:
+        yield _Finding(("backup.memory",), "the agents' memory is in the object store: it needs `minio.endpoint`")
+
+
 @_rule("tasks.retry_delay", "tasks.retry_delay_max")
 def _retry_delay(settings: Settings) -> Iterator[_Finding]:
     tasks = settings.tasks

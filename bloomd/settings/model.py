@@ -173,6 +173,27 @@ class Minio(Section, frozen=True):
     ] = 4096
 
 
+class Backup(Section, frozen=True):
+    """A backup each day, made and proven by the node that leads."""
+
+    schedule: Annotated[
+        str | None,
+        Meta(
+            description='When, by the clock of the machine: a quoted time of the day such as "03:30".'
+            " Without one, there is none.",
+        ),
+    ] = None
+    directory: Annotated[
+        str,
+        Meta(description="Where they are put, on whichever node leads: an absolute path, best on another disk."),
+    ] = "/var/lib/bloomd/backups"
+    keep: Annotated[int, Meta(ge=1, le=10000, description="How many of them are kept there.")] = 7
+    memory: Annotated[bool, Meta(description="With the agents' memory, the bucket `minio.memory_bucket`.")] = False
+    warn_after_days: Annotated[
+        Days, Meta(description="Days after which it is a warning that there is no newer one that was proven.")
+    ] = 2.0
+
+
 class Probes(Section, frozen=True):
     """How PostgreSQL, MinIO and Membridge are watched."""
 
@@ -285,4 +306,5 @@ class Settings(Section, frozen=True):
     workers: Workers = Workers()
     worker: Worker = Worker()
     audit: Audit = Audit()
+    backup: Backup = Backup()
     log: Log = Log()

@@ -76,6 +76,18 @@ def _proxy_problem(text: str) -> str | None:
     return None if text == "unix:" else _network_problem(text)
 
 
+def _time_of_day_problem(text: str) -> str | None:
+    if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", text):
+        return None
+    return 'expected a time of the day, from "00:00" to "23:59"'
+
+
+def _directory_problem(path: str) -> str | None:
+    if path.startswith("/") and path.isprintable():
+        return None
+    return "expected an absolute path"
+
+
 def _worker_name_problem(name: str) -> str | None:
     if 1 <= len(name) <= 128 and "/" not in name and name.isprintable():
         return None
@@ -116,6 +128,8 @@ COMPLAINTS: Mapping[str, Complaint] = {
     "http.metrics_allow": _network_problem,
     "http.public_url": url_problem,
     "control.socket": _socket_path_problem,
+    "backup.schedule": _time_of_day_problem,
+    "backup.directory": _directory_problem,
     "membridge.server_url": url_problem,
     "membridge.admin_key": key_problem,
     "membridge.agent_key": key_problem,

@@ -41,7 +41,8 @@ async def test_a_node_that_is_well(site: Site) -> None:
     found = await site.examine()
     assert complaints(found) == {}
     assert {name: each.found for name, each in found.items() if each.state == "skipped"} == {
-        "agents.key": "no worker has a URL"
+        "agents.key": "no worker has a URL",
+        "backup.age": "no backup is made by schedule: backup.schedule is not set",
     }
     assert list(found) == [name for checks in CHECKS.values() for name in checks]
 
@@ -466,6 +467,29 @@ async def test_workers_with_urls_and_no_key_for_them(site: Site) -> None:
         found = await site.examine(site.file(**without))
         assert complaints(found) == {"agents.key": "warning"}
         assert found["agents.key"].found == "1 worker has a URL, and there is no key for their agents"
+
+
+async def test_a_backup_that_is_old_or_failed(site: Site) -> None:
+    assert (await site.examine())["backup.age"].state == "skipped"
+    file = site.file(backup__schedule="03:30")
+    assert (await site.examine(file))["backup.age"].found == "the first backup is due at 03:30"
+    try:
+        site.sql("INSERT INTO backup_schedule (at, since) VALUES ('03:30', bloom_now_ms() - 864000000)")
+        found = await site.examine(file)
+        assert complaints(found) == {"backup.age": "warning"}
+        assert found["backup.age"].found == "no backup was verified for 10.0 days"
+        site.sql(
+            "INSERT INTO backups (id, node, file, due_at, started_at, ended_at, bytes, verified_at)"
+            " VALUES ('b', 'n', '/f', 1, bloom_now_ms() - 7200000, 1, 1, 1)"
+        )
+        found = await site.examine(file)
+        assert complaints(found) == {}
+        assert found["backup.age"].found == "the last verified backup is 2 h old"
+        site.sql("UPDATE backups SET verified_at = NULL, bytes = NULL, error = 'the disk is full'")
+        assert await site.complaints(file) == {"backup.age": "warning"}
+    finally:
+        site.sql("DELETE FROM backups")
+        site.sql("DELETE FROM backup_schedule")
 
 
 async def test_a_task_that_waits_for_what_does_not_come(site: Site) -> None:

@@ -181,7 +181,7 @@ Doctor = Callable[..., tuple[int, str]]
 
 
 def test_the_command_says_that_all_is_well(doctor: Doctor) -> None:
-    assert doctor() == (0, "41 checks: 40 ok, 1 skipped; -v shows all\n")
+    assert doctor() == (0, "42 checks: 40 ok, 2 skipped; -v shows all\n")
 
 
 def test_the_command_shows_a_person_what_to_do(doctor: Doctor) -> None:
@@ -190,7 +190,7 @@ def test_the_command_shows_a_person_what_to_do(doctor: Doctor) -> None:
     assert out == (
         "warning  socket.group: there is no group nobody-has-it (control.group)\n"
         "         → groupadd --system nobody-has-it, then restart bloomd\n"
-        "41 checks: 1 warning, 39 ok, 1 skipped; -v shows all\n"
+        "42 checks: 1 warning, 39 ok, 2 skipped; -v shows all\n"
     )
 
 

@@ -208,6 +208,8 @@ async def filled(db: Database, sql: Callable[..., list[tuple[Any, ...]]]) -> dic
     sql("INSERT INTO session_secret (secret) VALUES ('s')")
     sql("INSERT INTO ended_sessions VALUES ('s', 253402300799000)")
     sql("INSERT INTO objects_left VALUES ('minio://b/k', 1)")
+    sql("INSERT INTO backup_schedule (at, since) VALUES ('03:30', 1)")
+    sql("INSERT INTO backups (id, node, file, due_at, started_at) VALUES ('b', 'n', '/f', 1, 1)")
     sql("INSERT INTO samples VALUES (1, 1, 1, 1, 1, 1, 1, 1, 1, 1)")
     return ids
 

@@ -36,7 +36,8 @@ async def metrics(request: Req) -> Response[bytes]:
     node = node_of(request)
     stats = await node.recent_stats(DATABASE_SECONDS)
     scrape = Scrape(
-        [*_node(node), *(_queue(stats) if stats else ())], [node.database.meters.registry, request.app.state["latency"]]
+        [*_node(node), *((*_queue(stats), *_backup(node, stats)) if stats else ())],
+        [node.database.meters.registry, request.app.state["latency"]],
     )
     # The library takes much of the header at its word; what it may hear is one of two.
     encode, content_type = choose_encoder(OPENMETRICS if OPENMETRICS in request.headers.get("accept", "") else "")
@@ -125,6 +126,18 @@ def _queue(stats: Stats) -> Iterator[Metric]:
     yield _gauge("bloomd_objects_to_move_bytes", "Their size.", stats.to_move_bytes)
     yield _gauge("bloomd_objects_to_remove", "Objects that nothing refers to any more.", stats.to_remove)
     yield _gauge("bloomd_capacity", "Leases that online workers may hold.", stats.capacity)
+
+
+def _backup(node: Node, stats: Stats) -> Iterator[Metric]:
+    known = stats.backup
+    if node.settings.backup.schedule is None or known is None:
+        return
+    yield _gauge("bloomd_backup_failed", "Whether the latest scheduled backup failed.", known.failed)
+    yield _gauge(
+        "bloomd_backup_verified_age_seconds",
+        "Age of the last scheduled backup that was verified; without one, of the schedule.",
+        known.age(stats.at),
+    )
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:
