@@ -52,6 +52,13 @@ SELECT nspname, relname
 """
 
 
+NO_LIMITS = """
+SELECT set_config(name, '0', false)
+  FROM pg_settings
+ WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'lock_timeout', 'statement_timeout')
+"""
+
+
 async def back_up(
     settings: Settings,
     file: Path,
@@ -97,8 +104,7 @@ async def back_up(
 async def _at_the_database(conninfo: str) -> AsyncGenerator[Connection[Any]]:
     """A session that may be long, and during which no object is removed that a snapshot refers to."""
     async with Pool(conninfo, size=1, application_name="bloomd backup") as pool, pool.connection() as connection:
-        for limit in ("idle_in_transaction_session_timeout", "idle_session_timeout", "statement_timeout"):
-            await connection.execute(sql.SQL("SET {} = 0").format(sql.Identifier(limit)))
+        await connection.execute(NO_LIMITS)
         await connection.execute("SELECT pg_advisory_lock_shared(%s)", [OBJECTS_LOCK])
         yield connection
 
