@@ -12,7 +12,7 @@ from bloomd_process import BIN, Bloomd
 from s3_server import ACCESS, SECRET, S3Server, s3_server
 
 from bench.history import HISTORY
-from bench.measure import Row
+from bench.measure import Row, cpu_seconds
 from bench.rig import rig
 
 TASKS = 100_000
@@ -46,13 +46,14 @@ def measure() -> list[Row]:
         ) as (server, bloomd),
     ):
         _make(bloomd, s3)
+        busy = {"PostgreSQL": server.pid, "store": s3.pid}
         file = bloomd.directory / "backup.tar"
-        rows = [_run(bloomd, "backup", "-o", str(file))]
-        rows[0]["archive MB"] = file.stat().st_size / 1e6
-        rows.append(_run(bloomd, "backup", "--verify", str(file)))
+        made = _run(bloomd, busy, "backup", "-o", str(file))
+        made["archive MB"] = file.stat().st_size / 1e6
+        proven = _run(bloomd, busy, "backup", "--verify", str(file))
         bloomd.configure(minio__bucket="elsewhere")
-        rows.append(_run(bloomd, "restore", "--into", server.create_database(), str(file)))
-    return rows
+        restored = _run(bloomd, busy, "restore", "--into", server.create_database(), str(file))
+    return [made, proven, restored]
 
 
 def _make(bloomd: Bloomd, s3: S3Server) -> None:
@@ -71,9 +72,9 @@ def _make(bloomd: Bloomd, s3: S3Server) -> None:
         sql.execute("VACUUM ANALYZE")
 
 
-def _run(bloomd: Bloomd, command: str, *arguments: str) -> Row:
-    """How long it takes, and the most that it, or a program that it starts, has in memory."""
-    began = time.monotonic()
+def _run(bloomd: Bloomd, busy: dict[str, int], command: str, *arguments: str) -> Row:
+    """How long it takes, who is busy with it, and the most that it, or a program that it starts, has in memory."""
+    began, used = time.monotonic(), {name: cpu_seconds(process) for name, process in busy.items()}
     with (bloomd.directory / "said").open("w+") as said:
         process = subprocess.Popen([BIN / "bloomd", command, "-c", bloomd.file, *arguments], stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
@@ -86,5 +87,7 @@ def _run(bloomd: Bloomd, command: str, *arguments: str) -> Row:
         "what": f"bloomd {command} {arguments[0]}",
         "s": seconds,
         "MB/s of content": content / seconds / 1e6,
+        "bloomd CPU %": 100 * (usage.ru_utime + usage.ru_stime) / seconds,
+        **{f"{name} CPU %": 100 * (cpu_seconds(process) - used[name]) / seconds for name, process in busy.items()},
         "peak RSS MB": usage.ru_maxrss * 1024 / 1e6,
     }
