@@ -26,17 +26,19 @@ export function onUnauthorized(handler) {
 	unauthorized = handler;
 }
 
-async function request(method, path, { body, query, signal, timeout = TIMEOUT_MS } = {}) {
+// `take` is what to have of an answer that is no JSON.
+async function request(method, path, { body, query, headers, signal, take, timeout = TIMEOUT_MS } = {}) {
 	const search = new URLSearchParams(Object.entries(query ?? {}).filter(([, value]) => value !== "" && value != null));
 	let response, text;
 	try {
 		response = await fetch(`${BASE}${path}${search.size ? `?${search}` : ""}`, {
 			method,
-			headers: body === undefined ? {} : { "content-type": "application/json" },
+			headers: { ...headers, ...(body !== undefined && { "content-type": "application/json" }) },
 			body: body === undefined ? undefined : JSON.stringify(body),
 			signal: AbortSignal.any([AbortSignal.timeout(timeout), ...(signal ? [signal] : [])]),
 			cache: "no-store",
 		});
+		if (response.ok && take) return await take(response);
 		text = await response.text();
 	} catch (error) {
 		if (signal?.aborted) throw error;
@@ -74,6 +76,13 @@ export const api = {
 		const next = /<([^>]*)>;\s*rel="next"/.exec(response.headers.get("link") ?? "");
 		return { rows: said, next: next && new URL(next[1], location.origin).searchParams.get("cursor") };
 	},
+
+	// The first bytes of a content, so many at the most.
+	beginning: (path, bytes, options) =>
+		request("GET", path, { headers: { range: `bytes=0-${bytes - 1}` }, take: (response) => response.arrayBuffer(), ...options }),
+
+	// Whether a content can be had: nothing of it is taken.
+	peek: (path, options) => request("GET", path, { take: (response) => response.body?.cancel(), ...options }),
 };
 
 // Of several requests, each by itself: its answer, or the problem that it had. Nothing fails for the others.

@@ -51,15 +51,15 @@ export function badge(state, label = known(`app.state.${state}`, state)) {
 }
 
 // What a problem is, and what to do about it, where the thing itself would be. `retry`: what trying again is; null in a
-// form, where it is to send it once more.
-export function problemBox(problem, retry) {
+// form, where it is to send it once more. `what` and `advice` are better words than those for its status.
+export function problemBox(problem, retry, { what = whatFailed(problem), advice = whatToDo(problem, retry === null) } = {}) {
 	return h(
 		"div",
 		{ class: "problem", role: "alert" },
-		h("strong", {}, whatFailed(problem)),
+		h("strong", {}, what),
 		h("p", { lang: "en" }, problem.message),
 		problem.errors?.length > 1 && h("ul", { lang: "en" }, problem.errors.map(({ field, message }) => h("li", {}, `${field}: ${message}`))),
-		h("p", {}, whatToDo(problem, retry === null)),
+		h("p", {}, advice),
 		retry && mayPass(problem.status) && button(t("app.again"), retry),
 	);
 }
@@ -252,15 +252,16 @@ export function formDialog(title, { fields, submit, action, intro }) {
 	});
 }
 
-// Do something to the server and say how it went: the words for success, or the problem. True when it is done.
-export async function act(action, done) {
+// Do something to the server and say how it went: the words for success, or the problem, which `failed` may have words for.
+// True when it is done.
+export async function act(action, done, failed) {
 	try {
 		const answer = await action();
 		if (done) toast(typeof done === "function" ? done(answer) : done);
 		return true;
 	} catch (error) {
 		if (!(error instanceof Problem)) throw error;
-		if (error.status !== 401) toast(`${whatFailed(error)} ${error.message}`, { kind: "bad" });
+		if (error.status !== 401) toast(`${failed ?? whatFailed(error)} ${error.message}`, { kind: "bad" });
 		return false;
 	}
 }

@@ -9,6 +9,7 @@ import { badge, card, copyButton, facts, link, problemBox, table } from "../ui.j
 import { columns } from "./audit.js";
 import { charts, retell } from "./history.js";
 import { services } from "./services.js";
+import { damage, storage } from "./storage.js";
 
 const STATES = ["queued", "leased", "running", "completed", "failed", "dead", "cancelled"];
 const PROBES = { postgresql: "PostgreSQL", minio: "MinIO", membridge: "Membridge" };
@@ -30,6 +31,7 @@ export const overview = {
 	render: ({ status, audit, history, at }, { reload }) => [
 		h("header", { class: "bar" }, h("h1", {}, t("overview.title")), h("small", {}, `${status.process.node} · bloomd ${status.process.version}`)),
 		verdict(status),
+		damage(status),
 		h("div", { class: "grid block" }, queue(status, at), workers(status.workers), daemon(status, at)),
 		charts(history, at, reload),
 		h("h2", { class: "over" }, t("overview.probes")),
@@ -99,13 +101,14 @@ function workers(fleet) {
 	);
 }
 
-function daemon({ process, leader, sync }, at) {
+function daemon({ process, leader, sync, objects, backup }, at) {
 	return card(
 		t("overview.daemon"),
 		facts([
 			[t("overview.started"), time(Math.round(at / 1000 - process.uptime_seconds) * 1000)],
 			[t("overview.leader"), leader ? [leader.here ? t("overview.here") : leader.node, ", ", time(leader.since * 1000)] : t("overview.noLeader")],
 			[t("overview.sync"), sync.configured ? synced(sync) : t("overview.notConfigured")],
+			...storage({ objects, backup }),
 			[t("overview.memory"), bytes(process.rss_bytes)],
 			[t("overview.lag"), `${milliseconds(process.loop_lag_ms)} / ${milliseconds(process.loop_lag_worst_ms)}`],
 		]),

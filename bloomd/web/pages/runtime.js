@@ -1,11 +1,13 @@
-// Runtime: the connection to Membridge, which is set and tried here, and every other setting with where it was told.
+// Runtime: the connection to Membridge, which is set and tried here; the object store and the backups; and every other
+// setting with where it was told.
 
-import { Problem, api } from "../api.js";
+import { Problem, api, settle } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
 import { t } from "../i18n.js";
 import { change } from "../router.js";
-import { act, badge, button, confirm, facts, field, problemBox, select, table, toast, whatFailed } from "../ui.js";
+import { act, badge, button, card, confirm, facts, field, problemBox, select, table, toast, whatFailed } from "../ui.js";
+import { damage, storage } from "./storage.js";
 
 // What can be made here: its name in the API, by its key among the settings.
 const MADE_HERE = { "membridge.server_url": "membridge_server_url", "membridge.admin_key": "admin_key" };
@@ -17,24 +19,28 @@ const TEST_MS = 120_000;
 export const runtime = {
 	title: () => t("runtime.title"),
 	types: ["audit"],
+	// What is still to be moved has no event.
+	every: 15_000,
 
 	async load({ params, signal }) {
-		const [config, { settings, warnings }] = await Promise.all([
+		const [config, { settings, warnings }, { status }] = await Promise.all([
 			api.get("/runtime/config", {}, { signal }),
 			api.get("/runtime/settings", {}, { signal }),
+			settle({ status: api.get("/runtime/status", {}, { signal }) }),
 		]);
 		// Without a setting, bloomd uses the Membridge that is built in.
 		const inUse = { "membridge.server_url": config.membridge_server_url, "membridge.admin_key": config.admin_key_masked };
 		const told = (each) => (each.source === "default" && inUse[each.key] ? { ...each, source: "builtIn", value: inUse[each.key] } : each);
-		return { config, settings: settings.map(told), warnings };
+		return { config, settings: settings.map(told), warnings, status };
 	},
 
-	// Of what is done here, only some changes a setting.
-	onEvent: (type, entry) => type === "audit" && !/^(config|control)\./.test(entry?.action),
+	// Of what is done here, only some changes a setting, or what is told of the object store and the backups.
+	onEvent: (type, entry) => type === "audit" && !/^(config|control|backup)\.|^artifact\.damaged$/.test(entry?.action),
 
-	render: ({ config, settings, warnings }, context) => [
+	render: ({ config, settings, warnings, status }, context) => [
 		h("header", { class: "bar" }, h("h1", {}, t("runtime.title"))),
 		h("div", { class: "pair block" }, proxy(config, settings, context), connection(config, context)),
+		stored(status),
 		every(settings, warnings, context),
 	],
 };
@@ -168,6 +174,14 @@ function answer({ connected, error, health }) {
 		h("p", {}, badge("ok", t("runtime.connected.true"))),
 		facts(["status", "service", "version", "projects", "agents"].map((name) => [t(`runtime.health.${name}`), said(name)])),
 	];
+}
+
+// --- What holds what was made
+
+function stored(status) {
+	if (status instanceof Problem) return problemBox(status);
+	const { objects, backup } = status;
+	return (objects || backup) && [damage(status), card(t("runtime.storage"), facts(storage(status)))];
 }
 
 // --- All settings

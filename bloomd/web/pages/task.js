@@ -14,6 +14,12 @@ const ENDED_BADLY = ["failed", "dead", "cancelled"];
 // An agent answers when it is done, an hour later at most.
 const DISPATCH_MS = 3_660_000;
 
+// So much of an output is drawn; a browser is slow with megabytes, and nobody reads them here.
+const DRAWN = 16_384;
+
+// The rest of the page does not wait longer for the object store.
+const CONTENT_MS = 5000;
+
 const WIDTH = 600;
 const ROW = 22;
 
@@ -28,17 +34,40 @@ export async function loadTask({ params, state, signal }) {
 		...(await settle({
 			why: task.status === "queued" ? api.get(`${path}/explain`, {}, { signal }) : null,
 			artifacts: api.get("/runtime/artifacts", { task_id: id }, { signal }),
+			content: beginning(task, state, signal),
 		})),
 	};
 }
 
-export function renderTask({ task, why, artifacts }, context) {
+// Of an output that does not come with the task, since it was uploaded or the object store did not give it: how it begins,
+// and whether that is all of it. Null where there is none. A content does not change: it is asked for once.
+async function beginning({ result: said }, state, signal) {
+	const id = said?.artifact_id;
+	if (!id || said.output !== null || (said.status !== "success" && !said.output_truncated)) return null;
+	if (state.content?.id === id) return state.content;
+	const { size, url } = await api.get(`/runtime/artifacts/${encodeURIComponent(id)}`, {}, { signal });
+	if (!size && !url) return null; // the worker had nothing to say
+	const start = await api.beginning(contentOf(id), DRAWN, { signal, timeout: CONTENT_MS });
+	return (state.content = { id, size, text: textOf(start), whole: start.byteLength === size });
+}
+
+// Bytes as text, without a part of a character at their end; null when they are something else.
+function textOf(start) {
+	try {
+		const text = new TextDecoder("utf-8", { fatal: true }).decode(start, { stream: true });
+		return text.includes("\0") ? null : text;
+	} catch {
+		return null;
+	}
+}
+
+export function renderTask({ task, why, artifacts, content }, context) {
 	return [
 		head(task, context),
 		why && card(t("tasks.why"), why instanceof Problem ? problemBox(why) : [reasons(why), why.reasons.some(({ code }) => code === "claimable") && button(t("tasks.dispatch"), () => dispatch(task, context))]),
 		task.error_message && h("div", { class: "problem", key: "error" }, h("strong", {}, t("tasks.error")), h("pre", {}, task.error_message)),
 		card(null, about(task)),
-		task.result && card(t("tasks.result"), result(task, context)),
+		task.result && card(t("tasks.result"), result(task, content, context)),
 		task.history.length > 0 && card(t("tasks.attempts"), timeline(task.history), attempts(task.history)),
 		card(t("tasks.prompt"), h("pre", { tabindex: "0" }, task.prompt), hints(task.context_hints)),
 		card(t("tasks.artifacts"), artifacts instanceof Problem ? problemBox(artifacts) : files(artifacts)),
@@ -148,13 +177,8 @@ function attempts(history) {
 
 // --- What came of it
 
-function result({ result: said, desired_format: format, error_message: told }, { state, redraw }) {
-	const { status, output, error_message: error, metrics, completed_at: at, artifact_id: artifact, output_truncated: cut } = said;
-	const pretty = parsed(output);
-	const turn = () => {
-		state.raw = !state.raw;
-		redraw();
-	};
+function result({ result: said, error_message: told }, content, context) {
+	const { status, error_message: error, metrics, completed_at: at } = said;
 	return [
 		facts([
 			[t("tasks.outcome"), badge(status)],
@@ -164,12 +188,34 @@ function result({ result: said, desired_format: format, error_message: told }, {
 			[t("tasks.cost"), typeof metrics.cost_usd === "number" && number(metrics.cost_usd, { style: "currency", currency: "USD", maximumFractionDigits: 4 })],
 		]),
 		error && error !== told && h("pre", { class: "wrong" }, error),
-		output !== null && [
-			h("div", { class: "buttons" }, pretty !== undefined && button(t(state.raw ? "tasks.formatted" : "tasks.raw"), turn), copyButton(output)),
-			h("pre", { tabindex: "0" }, pretty === undefined || state.raw ? output : pretty),
-		],
-		cut && h("p", {}, t("tasks.cut"), " ", artifact && download(artifact)),
+		content instanceof Problem ? lacking(content, context.reload) : output(said, content, context),
 	];
+}
+
+function output({ output: told, output_truncated: cut, artifact_id: artifact }, content, { state, redraw }) {
+	const text = told ?? content?.text;
+	if (text === undefined) return null;
+	const saved = artifact && [" ", download(artifact)];
+	if (text === null) return h("p", {}, t("tasks.binary", { size: bytes(content.size) }), saved);
+	const whole = told === null ? content.whole : !cut;
+	const pretty = whole ? parsed(text) : undefined;
+	const shown = pretty === undefined || state.raw ? text : pretty;
+	const turn = () => {
+		state.raw = !state.raw;
+		redraw();
+	};
+	return [
+		// What is only a beginning is not copied as if it were all.
+		whole && h("div", { class: "buttons" }, pretty !== undefined && button(t(state.raw ? "tasks.formatted" : "tasks.raw"), turn), copyButton(text)),
+		h("pre", { tabindex: "0" }, shown.slice(0, DRAWN)),
+		(!whole || shown.length > DRAWN) && h("p", {}, t("tasks.cut"), saved),
+	];
+}
+
+// Content that cannot be had: it is gone or damaged, or the object store is away, which may pass.
+function lacking(problem, reload) {
+	const advice = [404, 500].includes(problem.status) ? { advice: t("tasks.lost") } : {};
+	return problemBox(problem, reload, { what: t("tasks.noContent"), ...advice });
 }
 
 // JSON with a line for each thing; undefined for what is none.
@@ -196,11 +242,26 @@ function files(found) {
 			{ title: t("tasks.size"), number: true, cell: (each) => bytes(each.size) },
 			{ title: "sha256", cell: (each) => (each.sha256 ? h("span", { class: "mono", title: each.sha256 }, each.sha256.slice(0, 12)) : "–") },
 			{ title: t("tasks.age"), cell: (each) => time(each.created_at) },
-			{ title: t("app.actions"), cell: (each) => download(each.id, each.name ?? each.id) },
+			{ title: t("app.actions"), cell: (each) => (each.size === null && each.url === null ? "–" : download(each.id, each.name ?? each.id)) },
 		],
 	});
 }
 
+function contentOf(id) {
+	return `/runtime/artifacts/${encodeURIComponent(id)}/content`;
+}
+
+// A browser says next to nothing of a download that fails: so it is asked for first whether there is something.
 function download(id, name = id) {
-	return h("a", { href: `/api/runtime/artifacts/${encodeURIComponent(id)}/content`, download: name, "aria-label": `${t("tasks.download")}: ${name}` }, t("tasks.download"));
+	const saving = { href: `/api${contentOf(id)}`, download: name };
+	const save = async (event) => {
+		event.preventDefault();
+		const link = event.currentTarget;
+		if (link.hasAttribute("aria-busy")) return;
+		link.setAttribute("aria-busy", "true");
+		const there = await act(() => api.peek(contentOf(id)), null, t("tasks.noContent"));
+		link.removeAttribute("aria-busy");
+		if (there) h("a", saving).click();
+	};
+	return h("a", { ...saving, "aria-label": `${t("tasks.download")}: ${name}`, onclick: save }, t("tasks.download"));
 }
