@@ -39,6 +39,10 @@ _NAMES = re.compile(
 )
 
 
+# What msgspec says of JSON that is none.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class BadArchive(Exception):
     """The file is no archive of ours, or not whole. Nothing was changed."""
 
@@ -149,6 +153,8 @@ def writing(target: Path, *, force: bool) -> Generator[Writer]:
         Unavailable: it cannot be written.
     """
     part = target.with_name(target.name + ".part")
+    if target.is_dir():
+        raise Misconfigured(f"{target} is a directory: name a file in it")
     if not force and os.path.lexists(target):
         raise Misconfigured(f"{target} is there already: name another file, or say --force")
     try:
@@ -258,9 +264,9 @@ def read(file: BinaryIO, *, passed: Callable[[int], None]) -> Archive:
                     passed(len(data))
                 found[name], places[name] = Member(member.size, digest.hexdigest()), member.offset_data
                 kept[name] = bytes(keep)
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError) as error:  # tarfile trips over some headers with a ValueError
         if not found:
-            raise BadArchive("this is no backup of bloomd: not a tar archive") from error
+            raise BadArchive(f"this is no backup of bloomd: {_other_kind(file)}") from error
         raise BadArchive(f"the archive is cut off or damaged: {error}") from error
     if MANIFEST not in found:
         raise BadArchive("the archive is cut off: it has no manifest at its end")
@@ -268,6 +274,21 @@ def read(file: BinaryIO, *, passed: Callable[[int], None]) -> Archive:
     del found[MANIFEST]
     _compare(found, manifest.members)
     return Archive(file, _head(kept[HEAD]), manifest, places)
+
+
+def _other_kind(file: BinaryIO) -> str:
+    """What it is instead, and what to do with it."""
+    file.seek(0)
+    start = file.read(512)
+    if start.startswith(b"PGDMP"):
+        return (
+            "a dump in a format of pg_dump's own; `pg_restore -f dump.sql FILE` makes a plain one of it, which will do"
+        )
+    if start.startswith(b"\x1f\x8b"):
+        return "it is compressed; gunzip it first"
+    if b"-- PostgreSQL database cluster dump" in start:
+        return "a dump of a whole cluster; have pg_dump make one of the database"
+    return "not a tar archive"
 
 
 def _refuse_strange(member: tarfile.TarInfo, *, first: bool, seen: bool) -> None:
@@ -290,7 +311,7 @@ def _head(data: bytes) -> Head:
         if told != FORMAT:
             raise BadArchive(f"the archive has format {told!r}, this bloomd reads {FORMAT}")
         return msgspec.json.decode(data, type=Head)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise BadArchive(f"{HEAD} is damaged") from error
 
 
@@ -301,7 +322,7 @@ def _manifest(data: bytes) -> Manifest:
         if hashlib.sha256(encoded).hexdigest() != sealed.sha256:
             raise BadArchive(f"{MANIFEST} is damaged: its sha256 differs")
         return msgspec.json.decode(encoded, type=Manifest)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise BadArchive(f"{MANIFEST} is damaged") from error
 
 

@@ -17,7 +17,7 @@ from bloomd.backup import configuration, making, restoring
 from bloomd.backup.archive import MEMORY, OBJECTS, WARNING, Archive, BadArchive, opened
 from bloomd.backup.progress import Progress, human
 from bloomd.backup.verifying import verify, whole
-from bloomd.errors import Misconfigured
+from bloomd.errors import Misconfigured, Unavailable
 from bloomd.postgres.embedded import serving
 from bloomd.settings import Loaded, Settings, load
 
@@ -68,16 +68,18 @@ def backup(configured: Callable[[], Loaded], config: Path | None, options: Names
 def restore(configured: Callable[[], Loaded], options: Namespace) -> int:
     """Restore a backup, or only tell what would be done; the exit code."""
 
+    outcome = Outcome()
+
     def run() -> int:
         with opened(options.file) as file:
             archive = None if restoring.is_plain_dump(file) else whole(file, Progress)
-            return trio.run(_restore, configured, options, file, archive)
+            return trio.run(_restore, configured, options, file, archive, outcome)
 
-    return _run(options.file, run)
+    return _run(options.file, run, outcome)
 
 
 async def _restore(
-    configured: Callable[[], Loaded], options: Namespace, file: BinaryIO, archive: Archive | None
+    configured: Callable[[], Loaded], options: Namespace, file: BinaryIO, archive: Archive | None, outcome: "Outcome"
 ) -> int:
     if archive:
         _describe(archive)
@@ -87,7 +89,7 @@ async def _restore(
         raise Misconfigured("the backup does not hold the agents' memory: restore it without --memory")
     async with _settings(configured, options) as loaded:
         settings = loaded.settings
-        there = await restoring.look(settings.database.url, archive, replace=options.replace)
+        there = await restoring.look(settings, archive, replace=options.replace, memory=options.memory)
         if options.configuration:
             configuration.refuse_to_replace(archive, options.configuration)
         objects = bool(archive and OBJECTS in archive.head.holds and not options.no_objects)
@@ -107,6 +109,7 @@ async def _restore(
             memory=options.memory,
             follow=Progress,
             report=lambda line: print(f"  repaired: {line}"),
+            committed=outcome.committed,
         )
     _count(found, archive)
     if archive and options.configuration:
@@ -166,8 +169,23 @@ def _with_database(loaded: Loaded, url: str) -> Loaded:
     return replace(loaded, settings=settings)
 
 
-def _run(file: Path, call: Callable[[], int]) -> int:
+class Outcome:
+    """What became of a restore that does not come to its end."""
+
+    text = "nothing was changed"
+    is_committed = False
+
+    def committed(self) -> None:
+        self.is_committed = True
+        self.text = (
+            "the database is restored, and what comes after that is not done: `bloomd migrate`, and the configuration;"
+            " or restore again, with --replace"
+        )
+
+
+def _run(file: Path, call: Callable[[], int], outcome: Outcome | None = None) -> int:
     """SIGTERM does what Ctrl-C does, which trio brings to its tasks; they clean up."""
+    outcome = outcome or Outcome()
 
     def terminated(_number: int, _frame: object) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -176,18 +194,22 @@ def _run(file: Path, call: Callable[[], int]) -> int:
     try:
         return call()
     except BadArchive as error:
-        print(f"bloomd: {file}: {error}; nothing was changed", file=sys.stderr)
+        print(f"bloomd: {file}: {error}; {outcome.text}", file=sys.stderr)
         return BAD
+    except (Unavailable, Misconfigured):
+        if outcome.is_committed:
+            print(f"bloomd: {outcome.text}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(outcome)
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt):
-            return _interrupted()
+            return _interrupted(outcome)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupted() -> int:
-    print("\nbloomd: interrupted: nothing of it was kept", file=sys.stderr)
+def _interrupted(outcome: Outcome) -> int:
+    print(f"\nbloomd: interrupted: {outcome.text}", file=sys.stderr)
     return INTERRUPTED

@@ -4,7 +4,7 @@ An object that is missing, or is not what its row says, does not keep the rest f
 A store that is away does.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -132,7 +132,7 @@ async def save(store: Store, artifacts: Sequence[Referring], writer: Writer, fol
         some = artifacts[start : start + AT_ONCE]
         await for_each(some, begin, at_once=AT_ONCE)
         for artifact in some:
-            if artifact.id in begun and member_of(OBJECTS, artifact.url.removeprefix(SCHEME)) not in writer.members:
+            if artifact.id in begun:
                 await _save(store, artifact, begun[artifact.id], writer, trouble, progress)
     progress.ended()
     return trouble
@@ -202,14 +202,20 @@ def destinations(archive: Archive, bucket: str) -> dict[str, str]:
 async def put(store: Store, archive: Archive, keys: dict[str, str], bucket: str, progress: Quiet) -> None:
     """Store members of the archive under these keys. Repeating it is harmless.
 
+    One that was damaged when the backup was made replaces none.
+
     Raises:
         Unavailable: the store is away, and stays it, or has no room.
         Misconfigured: it refuses our settings.
     """
     await store.make_bucket(bucket)
 
+    damaged = {member_of(OBJECTS, url.removeprefix(SCHEME)) for url in archive.manifest.damaged}
+
     async def put(member: str) -> None:
         told = archive.manifest.members[member]
+        if member in damaged and await _patiently(lambda: store.stat(keys[member], bucket=bucket)):
+            return
 
         async def read(at: int) -> bytes:
             return archive.piece(member, at)
@@ -220,6 +226,11 @@ async def put(store: Store, archive: Archive, keys: dict[str, str], bucket: str,
 
     await for_each(keys, put, at_once=AT_ONCE)
     progress.ended()
+
+
+async def existing(store: Store, keys: Iterable[str], bucket: str) -> list[str]:
+    """Those of these keys that the bucket has."""
+    return [key for key in keys if await _patiently(lambda key=key: store.stat(key, bucket=bucket))]
 
 
 async def rename(connection: Connection[Any], keys: dict[str, str], bucket: str) -> None:
@@ -236,8 +247,7 @@ async def keep_here(connection: Connection[Any], archive: Archive, progress: Qui
     for artifact in await referring(connection):
         member = member_of(OBJECTS, artifact.url.removeprefix(SCHEME))
         if member in archive.manifest.members:
-            async with connection.transaction():
-                await _keep_here(connection, artifact.id, archive, member, progress)
+            await _keep_here(connection, artifact.id, archive, member, progress)
     await connection.execute("DELETE FROM objects_left")
     progress.ended()
 
@@ -263,14 +273,17 @@ async def _save(
     store: Store, artifact: Referring, begun: _Begun, writer: Writer, trouble: Trouble, progress: Quiet
 ) -> None:
     bucket, key = place(artifact.url)
-    writer.begin(member_of(OBJECTS, f"{bucket}/{key}"))
-    try:
-        await _copy(store, bucket, key, writer, begun.first, begun.size, progress)
-    except Missing as error:
-        writer.drop()
-        trouble.missing[artifact.url] = str(error)
-        return
-    member = writer.end(begun.content_type)
+    name = member_of(OBJECTS, f"{bucket}/{key}")
+    if name not in writer.members:  # two artifacts may have one object
+        writer.begin(name)
+        try:
+            await _copy(store, bucket, key, writer, begun.first, begun.size, progress)
+        except Missing as error:
+            writer.drop()
+            trouble.missing[artifact.url] = str(error)
+            return
+        writer.end(begun.content_type)
+    member = writer.members[name]
     if member.size != begun.size or artifact.sha256 not in (None, member.sha256):
         trouble.damaged[artifact.url] = f"artifact {artifact.id}: {member.size} bytes, sha256 {member.sha256}"
 

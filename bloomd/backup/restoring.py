@@ -3,16 +3,17 @@
 ::
 
     verify ─▶ refuse what must not be ─▶ store the objects
-           ─▶ BEGIN, drop what is there, run the dump, compare with the manifest, COMMIT
-           ─▶ migrate ─▶ have the rows refer to where the objects are
+           ─▶ BEGIN, drop what is there, run the dump, compare with the manifest,
+              have the rows refer to where the objects are now, COMMIT ─▶ migrate
 
 The objects come first: a failure leaves a database that is as before, and some objects to which nothing refers. Without
 an object store, their content goes into the database.
 """
 
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ import trio
 from bloomd.backup import script
 from bloomd.backup.archive import CHUNK, DUMP, MEMORY, OBJECTS, Archive, BadArchive, key_of
 from bloomd.backup.making import TABLES, counts
-from bloomd.backup.objects import check, destinations, keep_here, put, rename, store_of
+from bloomd.backup.objects import check, destinations, existing, keep_here, put, rename, store_of
 from bloomd.backup.programs import output
 from bloomd.backup.progress import Follow, Quiet
 from bloomd.errors import Misconfigured, one_line
@@ -30,6 +31,10 @@ from bloomd.postgres import Connection, Pool, binaries
 from bloomd.postgres.migrate import migrate
 from bloomd.runtime.schema import MIGRATIONS, explained, refuse_while_in_use
 from bloomd.settings import Settings
+from bloomd.settings.model import Minio
+
+# The schema that has a place for all that is known of objects.
+OBJECTS_SINCE = 19
 
 # What a dump would meet. What an extension has made goes with the extension, which stays.
 _DROP = """
@@ -84,11 +89,11 @@ def is_plain_dump(file: BinaryIO) -> bool:
     return b"-- PostgreSQL database dump" in start
 
 
-def _to_nobody(_line: str) -> None:
+def _to_nobody(*_: object) -> None:
     pass
 
 
-async def look(conninfo: str, archive: Archive | None, *, replace: bool) -> list[str]:
+async def look(settings: Settings, archive: Archive | None, *, replace: bool, memory: bool = False) -> list[str]:
     """The tables that a restore would replace.
 
     Raises:
@@ -102,7 +107,15 @@ async def look(conninfo: str, archive: Archive | None, *, replace: bool) -> list
                 f"the backup has schema {archive.head.schema}, of bloomd {archive.head.bloomd};"
                 f" this bloomd knows {MIGRATIONS[-1].version}: restore it with that version or a newer one"
             )
-    async with _session(conninfo) as connection:
+    if archive and memory:
+        bucket = settings.minio.memory_bucket
+        there = await existing(store_of(settings), map(key_of, archive.within(MEMORY)), bucket)
+        if there and not replace:
+            raise Misconfigured(
+                f"the bucket {bucket} has {len(there)} of the objects already, such as {there[0]}:"
+                " restore without --memory, or say --replace, and they are replaced"
+            )
+    async with _session(settings.database.url) as connection:
         return await _look(connection, replace=replace)
 
 
@@ -116,6 +129,7 @@ async def restore(
     memory: bool = False,
     follow: Follow = Quiet,
     report: Callable[[str], None] = _to_nobody,
+    committed: Callable[[], None] = _to_nobody,
 ) -> dict[str, int]:
     """Restore an archive, or the plain dump that the file is; how many rows each table has then.
 
@@ -125,6 +139,7 @@ async def restore(
         objects: also the objects, if the archive has them; otherwise the rows refer to where they were.
         memory: also the bucket of the agents' memory.
         report: told what had to be repaired in what an older runtime left.
+        committed: called when the database is restored, and may still have to be migrated.
 
     Raises:
         BadArchive: the dump does not run, or what came of it is not what the backup had; the database is as before.
@@ -143,21 +158,38 @@ async def restore(
             members = {member: key_of(member) for member in archive.within(MEMORY)}
             progress = follow("memory", archive.size_of(members))
             await put(store_of(settings), archive, members, minio.memory_bucket, progress)
-        found = await _database(connection, file, archive, replace=replace, follow=follow)
+        settle = partial(_settle, archive, keys, minio, follow) if archive and objects else None
+        knows_objects = archive is not None and archive.head.schema >= OBJECTS_SINCE
+        in_it = settle if knows_objects else None
+        found = await _database(connection, file, archive, replace=replace, settle=in_it, follow=follow)
+    committed()
     # In other sessions: the script has changed the settings of that one.
     async with _session(conninfo) as connection:
         with explained():
             await migrate(connection, MIGRATIONS, report=report)
-    async with _session(conninfo) as connection:
-        if archive and objects and minio.endpoint is not None:
-            await rename(connection, keys, minio.bucket)
-        elif archive and objects:
-            await keep_here(connection, archive, follow("objects", archive.size_of(archive.within(OBJECTS))))
+    if settle and not knows_objects:
+        async with _session(conninfo) as connection, connection.transaction():
+            await settle(connection)
     return found
 
 
+async def _settle(
+    archive: Archive, keys: dict[str, str], minio: Minio, follow: Follow, connection: Connection[Any]
+) -> None:
+    if minio.endpoint is not None:
+        await rename(connection, keys, minio.bucket)
+    else:
+        await keep_here(connection, archive, follow("objects", archive.size_of(archive.within(OBJECTS))))
+
+
 async def _database(
-    connection: Connection[Any], file: BinaryIO, archive: Archive | None, *, replace: bool, follow: Follow
+    connection: Connection[Any],
+    file: BinaryIO,
+    archive: Archive | None,
+    *,
+    replace: bool,
+    settle: Callable[[Connection[Any]], Awaitable[None]] | None,
+    follow: Follow,
 ) -> dict[str, int]:
     progress = follow("database", archive.manifest.members[DUMP].size if archive else os.fstat(file.fileno()).st_size)
     source = _plain(file, progress.passed) if archive is None else await _dumped(archive, progress.passed)
@@ -172,6 +204,8 @@ async def _database(
                 _compare(found, archive.manifest.rows)
                 if OBJECTS in archive.head.holds:
                     await check(connection, archive)
+            if settle:
+                await settle(connection)
     except psycopg.OperationalError:
         raise  # the server went away: the pool says so
     except psycopg.Error as error:

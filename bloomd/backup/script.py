@@ -8,7 +8,10 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+from psycopg import pq
+
 from bloomd.backup.archive import BadArchive
+from bloomd.errors import Unavailable
 from bloomd.postgres import Connection
 
 _COPY = re.compile(rb"COPY .* FROM stdin;\s*$")
@@ -20,6 +23,9 @@ _LEFT_OUT = re.compile(
     rb"|SET (transaction_timeout|default_table_access_method) .*;\s*$|\\(un)?restrict\b"
 )
 _QUOTES = re.compile(rb"--|'|\"|\$\w*\$")
+# These would end our transaction. (A function with BEGIN ATOMIC has an END of its own.)
+_ENDS = re.compile(rb"(COMMIT|ROLLBACK|ABORT|END|PREPARE TRANSACTION)\b", re.IGNORECASE)
+_ATOMIC = re.compile(rb"\s*BEGIN ATOMIC\b", re.IGNORECASE)
 _END_OF_COPY = b"\\.\n"
 # The last that pg_dump and pg_restore write. What is cut off between two statements runs as well as a whole one.
 _COMPLETE = b"-- PostgreSQL database dump complete"
@@ -34,17 +40,21 @@ async def run(connection: Connection[Any], source: AsyncIterator[bytes]) -> None
     """
     lines = _Lines(source)
     text: list[bytes] = []
-    quote, complete = None, False
+    quote, atomic, complete = None, False, False
     while line := await lines.next():
         if quote is None:
+            if _ENDS.match(line):
+                if not atomic:
+                    raise BadArchive(f"the dump ends our transaction: {line[:40].decode(errors='replace').strip()}")
+                atomic = False
+            atomic = atomic or bool(_ATOMIC.match(line))
             complete = complete or line.startswith(_COMPLETE)
             if line.startswith(b"\\") and not _LEFT_OUT.match(line):
                 raise BadArchive(f"the dump has a command for psql: {line[:40].decode(errors='replace').strip()}")
             if _LEFT_OUT.match(line):
                 continue
             if _COPY.match(line):
-                await connection.execute(b"".join(text))
-                text.clear()
+                await _execute(connection, text)
                 async with connection.cursor().copy(line) as copy:
                     async for rows in lines.to_end_of_copy():
                         await copy.write(rows)
@@ -53,7 +63,14 @@ async def run(connection: Connection[Any], source: AsyncIterator[bytes]) -> None
         text.append(line)
     if not complete:
         raise BadArchive("the dump is cut off: it does not end as a dump does")
+    await _execute(connection, text)
+
+
+async def _execute(connection: Connection[Any], text: list[bytes]) -> None:
     await connection.execute(b"".join(text))
+    text.clear()
+    if connection.info.transaction_status is not pq.TransactionStatus.INTRANS:
+        raise Unavailable("the dump has ended our transaction: what is in the database now is a part of it")
 
 
 def _quote_after(line: bytes, quote: bytes | None) -> bytes | None:

@@ -6,16 +6,21 @@ away, that is where it stays. (`bloomd.runtime.objects` has the steps.)
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from bloomd.errors import Misconfigured, Unavailable
 from bloomd.objects.contents import Contents, place
 from bloomd.objects.together import for_each
 from bloomd.runtime import artifacts, objects
 from bloomd.runtime.database import Database
 from bloomd.runtime.objects import SCHEME, Moved, ToMove
 from bloomd.runtime.refusals import NotFound
+
+if TYPE_CHECKING:
+    from bloomd.objects.store import Store
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -34,37 +39,62 @@ class Mover:
     def __init__(self, database: Database, contents: Contents) -> None:
         self._database = database
         self._contents = contents
+        self._known: Store | None = None
+        """Whose bucket is there."""
 
     async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move and remove for ever, as the leader of this epoch.
 
         Raises:
-            Unavailable: the database or the store is away.
-            Misconfigured: the store refuses our settings.
+            Unavailable: the database or the store is away, or refuses what we ask: also that may pass by itself, when
+                its clock is set, or its policy.
         """
         started = False
-        known = None
         while True:
-            store = await self._contents.store()
-            if store is not known and await store.make_bucket():
-                log.info("bucket made", bucket=self._contents.settings().bucket)
-            known = store
-            if not started:
-                task_status.started()
-                started = True
-            await self.move(epoch)
-            await self.remove(epoch)
+            try:
+                await self._make_bucket()
+                if not started:
+                    task_status.started()
+                    started = True
+                await self._round(epoch)
+            except Misconfigured as error:
+                raise Unavailable(str(error)) from error
             await trio.sleep(ROUND_SECONDS)
 
+    async def _make_bucket(self) -> None:
+        store = await self._contents.store()
+        if store is not self._known and await store.make_bucket():
+            log.info("bucket made", bucket=self._contents.settings().bucket)
+        self._known = store
+
+    async def _round(self, epoch: int) -> None:
+        try:
+            await self.move(epoch)
+        except (Unavailable, Misconfigured):
+            await self.remove(epoch)  # a store that is full is to be emptied all the same
+            raise
+        await self.remove(epoch)
+
     async def move(self, epoch: int) -> int:
-        """Move all that is too large to stay; how many were moved."""
+        """Move all that is too large to stay; how many were moved.
+
+        Raises:
+            Unavailable, Misconfigured: not all could be moved. One that cannot be stored does not keep the others.
+        """
         moved = 0
         last = None
+        failure: Unavailable | Misconfigured | None = None
         while found := await objects.to_move(self._database, least=self._contents.settings().inline_below, after=last):
             last = found[-1]
-            moved += await self._move(found, epoch)
+            some, failed = await self._move(found, epoch)
+            moved += some
+            failure = failure or failed
+            if failed and not some:  # the store is away
+                break
         if moved:
             log.debug("content moved to the object store", artifacts=moved)
+        if failure:
+            raise failure
         return moved
 
     async def remove(self, epoch: int) -> int:
@@ -80,8 +110,8 @@ class Mover:
             if len(urls) < objects.BATCH:
                 return removed
 
-    async def _move(self, found: Sequence[ToMove], epoch: int) -> int:
-        """Store these, some at once. What is stored is taken note of, also when another one fails."""
+    async def _move(self, found: Sequence[ToMove], epoch: int) -> tuple[int, Unavailable | Misconfigured | None]:
+        """Store these, some at once; how many were moved, and what kept others from it."""
         stored: list[Moved] = []
 
         async def put(artifact: ToMove) -> None:
@@ -93,13 +123,13 @@ class Mover:
             except Damaged:
                 await self._contents.report(self._database, artifact.id, "in the database, where it stays")
 
-        moved = 0
+        failure = None
         try:
             await for_each(found, put, at_once=AT_ONCE)
-        finally:
-            if stored:
-                moved = await objects.moved(self._database, stored, epoch=epoch)
-        return moved
+        except (Unavailable, Misconfigured) as error:
+            failure = error
+        moved = await objects.moved(self._database, stored, epoch=epoch) if stored else 0
+        return moved, failure
 
     async def _put(self, artifact: ToMove) -> Moved:
         """Store one content."""

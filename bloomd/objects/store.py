@@ -19,7 +19,7 @@ import urllib3
 from minio import Minio as Client
 from minio.datatypes import Object
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from minio.helpers import check_bucket_name
+from minio.helpers import check_bucket_name, check_object_name
 from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
 from bloomd.errors import Misconfigured, Unavailable
@@ -168,6 +168,8 @@ class Store:
         """
         bucket = bucket or self._bucket
 
+        _refuse_impossible(bucket, key)
+
         def read() -> bytes:
             answer = self._client.get_object(bucket, key, offset=at, length=most)
             try:
@@ -190,6 +192,7 @@ class Store:
         """
         bucket = bucket or self._bucket
         try:
+            _refuse_impossible(bucket, key)
             return _stat(await self._run(lambda: self._client.stat_object(bucket, key), bucket))
         except Missing:
             return None
@@ -203,6 +206,7 @@ class Store:
         """
         bucket = bucket or self._bucket
         with suppress(Missing, NoBucket):
+            _refuse_impossible(bucket, key)
             await self._run(lambda: self._client.remove_object(bucket, key), bucket)
 
     async def listing(self, prefix: str, *, bucket: str | None = None) -> AsyncIterator[Stat]:
@@ -304,6 +308,15 @@ class _Source(io.RawIOBase):
         data = self._waiting[:size] if size >= 0 else self._waiting
         self._waiting = self._waiting[len(data) :]
         return data
+
+
+def _refuse_impossible(bucket: str, key: str) -> None:
+    """Raise Missing for what no store has: it comes from a row that another program wrote."""
+    try:
+        check_bucket_name(bucket)
+        check_object_name(key)
+    except ValueError as error:
+        raise Missing(f"there cannot be such an object: {error}") from error
 
 
 def _stat(found: Object) -> Stat:

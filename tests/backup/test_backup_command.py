@@ -1,5 +1,6 @@
 """`bloomd backup` and `bloomd restore` as an operator runs them, on a real PostgreSQL."""
 
+import gzip
 import io
 import os
 import signal
@@ -140,6 +141,8 @@ def test_what_cannot_be_restored_leaves_what_was_there(
         b"CREATE TABLE x (n int);\nSELECT 1/0;\n",
         b"\\! true\n",
         b"CREATE TABLE x (n int);\nCOPY x FROM stdin;\n1\n",
+        b"CREATE TABLE x (n int);\nCOMMIT;\nSELECT 1/0;\n",
+        b"CREATE TABLE x (n int);\nend;\nSELECT 1/0;\n",
     ):
         (tmp_path / "dump.sql").write_bytes(b"--\n-- PostgreSQL database dump\n--\n" + bad)
         assert bloomd("restore", tmp_path / "dump.sql", "--into", conninfo, "--replace") == 1
@@ -184,6 +187,29 @@ def test_what_is_cut_off_or_altered_is_refused(
         assert bloomd("restore", archive, "--into", database) == 1
         assert "nothing was changed" in capsys.readouterr().err
     assert content(database) == {}
+
+
+def test_a_function_with_an_end_of_its_own_is_no_end_of_the_transaction(bloomd, conninfo, database, tmp_path):
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END")
+    assert bloomd("backup", "-o", tmp_path / "f", url=conninfo) == 0
+    assert bloomd("restore", tmp_path / "f", "--into", database) == 0
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT f()").fetchone() == (2,)
+
+
+def test_what_is_no_archive_is_told_apart(bloomd, conninfo, database, tmp_path, capsys):
+    program, _ = binaries.client("pg_dump", 15)
+    for format, said in (("custom", "pg_restore -f"), ("plain", "")):
+        dump = subprocess.run([program, f"--format={format}", conninfo], capture_output=True, check=True).stdout
+        (tmp_path / "f").write_bytes(dump if said else gzip.compress(dump))
+        assert bloomd("restore", tmp_path / "f", "--into", database) == 1
+        assert (said or "gunzip it first") in capsys.readouterr().err
+    (tmp_path / "f").write_text("--\n-- PostgreSQL database cluster dump\n--\n")
+    assert bloomd("restore", tmp_path / "f", "--into", database) == 1
+    assert "of a whole cluster" in capsys.readouterr().err
+    assert bloomd("backup", "-o", tmp_path, "--force", url=conninfo) == 78
+    assert "is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "configuration/1-..", "configuration/../x", "other", "link"])

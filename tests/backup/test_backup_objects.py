@@ -15,8 +15,9 @@ from s3_server import ACCESS, SECRET, Line, S3Server, s3_server
 from servers import PostgresServer, eventually
 from tools import require
 
-from bloomd.backup import objects
+from bloomd.backup import objects, restoring
 from bloomd.cli import main
+from bloomd.errors import Unavailable
 from bloomd.objects.contents import Contents
 from bloomd.objects.store import Store
 from bloomd.postgres import Pool
@@ -223,6 +224,8 @@ def test_what_is_missing_or_damaged_is_named_and_the_rest_is_kept(
     lost = add_artifact(conninfo, "lost", b"lost")
     add_artifact(conninfo, "gone", b"gone", "no-such-bucket")
     add_artifact(conninfo, "", b"strange")
+    add_artifact(conninfo, "artifacts/../../x", b"stranger")
+    add_artifact(conninfo, "k", b"strangest", "No_bucket!")
     put(store, "shorter", b"fals")
     add_artifact(conninfo, "shorter", b"false")
     put(store, "altered", b"False")
@@ -232,18 +235,71 @@ def test_what_is_missing_or_damaged_is_named_and_the_rest_is_kept(
     file = tmp_path / "f"
     assert bloomd("backup", "-o", file, url=conninfo) == 1
     said = capsys.readouterr().err
-    assert "3 objects are missing; the backup has everything else" in said
+    assert "5 objects are missing; the backup has everything else" in said
     assert "2 objects are damaged" in said
     told = manifest_of(file)
-    assert set(told["missing"]) == {"minio://artifacts/lost", "minio://no-such-bucket/gone", "minio://artifacts/"}
+    assert set(told["missing"]) == {"minio://artifacts/lost", "minio://no-such-bucket/gone", "minio://artifacts/",
+        "minio://artifacts/artifacts/../../x", "minio://No_bucket!/k",
+    }  # fmt: skip
     assert set(told["damaged"]) == {"minio://artifacts/shorter", "minio://artifacts/altered"}
     assert bloomd("backup", "--verify", file) == 0
-    assert "3 objects were missing when it was made" in capsys.readouterr().out
+    assert "5 objects were missing when it was made" in capsys.readouterr().out
     assert bloomd("restore", file, "--into", database, bucket="second") == 0
     assert {f"minio://second/{key}" for key in [*HELD, "shorter", "altered"]} < urls(database)
     with psycopg.connect(database) as connection:
         [url] = connection.execute("SELECT url FROM runtime_artifacts WHERE id = %s", [lost]).fetchone() or ("",)
         assert url == "minio://artifacts/lost"
+
+
+def test_one_that_was_damaged_replaces_none(bloomd, conninfo, database, store, tmp_path):
+    put(store, "altered", b"False")
+    add_artifact(conninfo, "altered", b"false")
+    assert bloomd("backup", "-o", tmp_path / "f", url=conninfo) == 1
+    put(store, "altered", b"false")  # somebody mends it
+    assert bloomd("restore", tmp_path / "f", "--into", database) == 0
+    assert trio.run(store.read, "altered", 0, 100) == b"false"
+    trio.run(store.remove, "altered")
+
+
+def test_two_artifacts_may_have_one_object_and_disagree_about_it(bloomd, conninfo, store, tmp_path):
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("UPDATE runtime_artifacts SET url = 'minio://artifacts/bloom/artifacts/t1/text'")
+    assert bloomd("backup", "-o", tmp_path / "f", url=conninfo) == 1
+    assert list(manifest_of(tmp_path / "f")["damaged"]) == ["minio://artifacts/bloom/artifacts/t1/text"]
+    assert bloomd("backup", "--verify", tmp_path / "f") == 0
+
+
+def test_a_restore_that_fails_among_the_contents_leaves_the_database_as_it_was(
+    bloomd, archive, conninfo, database, monkeypatch, capsys
+):
+    real, calls = objects._keep_here, []
+
+    async def fail(*said: object) -> None:
+        calls.append(said)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        await real(*said)
+
+    monkeypatch.setattr(objects, "_keep_here", fail)
+    assert bloomd("restore", archive, "--into", database, endpoint=None) == 130
+    assert "nothing was changed" in capsys.readouterr().err
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
+    before = urls(conninfo)
+    calls.clear()
+    assert bloomd("restore", archive, "--into", conninfo, "--replace", endpoint=None) == 130
+    assert urls(conninfo) == before
+
+
+def test_what_fails_after_the_commit_says_what_is_there(bloomd, archive, database, monkeypatch, capsys):
+    async def fail(*_args: object, **_kwargs: object) -> None:
+        raise Unavailable("PostgreSQL is gone")
+
+    monkeypatch.setattr(restoring, "migrate", fail)
+    assert bloomd("restore", archive, "--into", database) == 69
+    said = capsys.readouterr().err
+    assert "the database is restored, and what comes after that is not done: `bloomd migrate`" in said
+    assert "PostgreSQL is gone" in said
 
 
 def test_a_store_that_is_away_or_breaks_off_costs_the_backup_only_when_it_stays_so(
@@ -318,6 +374,8 @@ def test_the_memory_of_the_agents_is_kept_when_asked_for(bloomd, conninfo, datab
     assert bloomd("backup", "-o", file, "--force", "--memory", url=conninfo) == 0
     for key in MEMORY:
         put(store, key, b"of later", "claude-mem")
+    assert bloomd("restore", file, "--into", database, "--memory") == 78
+    assert "the bucket claude-mem has 2 of the objects already" in capsys.readouterr().err
     assert bloomd("restore", file, "--into", database) == 0
     assert trio.run(lambda: store.read("claude-mem.db", 0, 100, bucket="claude-mem")) == b"of later"
     assert bloomd("restore", file, "--into", database, "--replace", "--memory") == 0

@@ -8,7 +8,7 @@ import trio
 from s3_server import S3Server, s3_server
 from tools import require
 
-from bloomd.errors import Misconfigured, Unavailable
+from bloomd.errors import Unavailable
 from bloomd.objects.contents import Contents
 from bloomd.objects.mover import Mover
 from bloomd.runtime import artifacts, completion, leases, objects, results, uploads
@@ -232,6 +232,48 @@ async def test_one_that_cannot_be_stored_does_not_keep_the_others(db, sql, epoch
     assert (await artifacts.one(db, bad.artifact.id)).content == TEXT + "x"
 
 
+async def test_one_that_is_never_stored_does_not_keep_the_others_of_later_batches(
+    db, epoch, contents, mover, complete, monkeypatch
+):
+    monkeypatch.setattr(objects, "BATCH", 3)
+    bad = await complete(TEXT)  # the smallest is the first
+    others = [await complete(TEXT + "x" * (number + 1)) for number in range(7)]
+    real = await contents.store()
+
+    class Picky:
+        async def put(self, key, *args, **kwargs):
+            if bad.artifact.id in key:
+                raise Unavailable("the object store does not like it")
+            await real.put(key, *args, **kwargs)
+
+    contents._opened = contents.settings(), Picky()
+    with pytest.raises(Unavailable, match="like it"):
+        await mover.move(epoch)
+    for other in others:
+        assert (await artifacts.one(db, other.artifact.id)).url
+    assert (await artifacts.one(db, bad.artifact.id)).content == TEXT
+
+
+async def test_a_store_that_is_full_is_emptied_all_the_same(db, sql, epoch, contents, complete):
+    await complete(TEXT)
+    sql("INSERT INTO objects_left VALUES ('minio://artifacts/a', 1)")
+
+    class Full:
+        async def make_bucket(self):
+            return False
+
+        async def put(self, key, *args, **kwargs):
+            raise Unavailable("the object store is full")
+
+        async def remove(self, key, *, bucket):
+            pass
+
+    contents._opened = contents.settings(), Full()
+    with pytest.raises(Unavailable, match="full"):
+        await Mover(db, contents).run(epoch)
+    assert sql("SELECT * FROM objects_left") == []
+
+
 @pytest.mark.parametrize("damaged", ["Щ", "shorter or longer"])
 async def test_damaged_content_stays_where_it_is_and_is_told(db, sql, epoch, contents, mover, complete, damaged):
     bad, good = await complete(TEXT), await complete(TEXT)
@@ -302,5 +344,5 @@ async def test_it_makes_its_bucket_and_goes_on_with_other_settings(db, epoch, s3
 
 async def test_a_wrong_key_is_told(db, epoch, s3):
     mover = Mover(db, Contents(lambda: s3.settings(secret_key="wrong-secret")))
-    with pytest.raises(Misconfigured, match="refuses the signature"):
+    with pytest.raises(Unavailable, match="refuses the signature"):  # and it is tried again: it may pass
         await mover.run(epoch)
