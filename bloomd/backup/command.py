@@ -89,10 +89,11 @@ async def _restore(
         raise Misconfigured("the backup does not hold the agents' memory: restore it without --memory")
     async with _settings(configured, options) as loaded:
         settings = loaded.settings
-        there = await restoring.look(settings, archive, replace=options.replace, memory=options.memory)
+        objects = bool(archive and OBJECTS in archive.head.holds and not options.no_objects)
+        copy = objects and options.into is not None and settings.minio.endpoint is not None
+        there = await restoring.look(settings, archive, replace=options.replace, memory=options.memory, copy=copy)
         if options.configuration:
             configuration.refuse_to_replace(archive, options.configuration)
-        objects = bool(archive and OBJECTS in archive.head.holds and not options.no_objects)
         if archive and objects and (count := len(archive.within(OBJECTS))):
             minio = settings.minio
             where = f"the bucket {minio.bucket} at {minio.endpoint}" if minio.endpoint else "the database"

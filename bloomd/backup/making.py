@@ -51,11 +51,12 @@ SELECT nspname, relname
  ORDER BY 1, 2
 """
 
-
+# Time limits that a server or a role may have, as far as this version has them.
 NO_LIMITS = """
 SELECT set_config(name, '0', false)
   FROM pg_settings
- WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'lock_timeout', 'statement_timeout')
+ WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'lock_timeout', 'statement_timeout',
+                'transaction_timeout')
 """
 
 

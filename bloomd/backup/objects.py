@@ -145,9 +145,9 @@ async def save_memory(store: Store, bucket: str, writer: Writer, follow: Follow)
         Unavailable: the store is away, and stays it; or an object changes more quickly than it is read.
         Misconfigured: it refuses our settings, or has no such bucket.
     """
-    progress = follow("memory", None)
-    keys = [stat.key async for stat in store.listing("", bucket=bucket)]
-    for key in keys:
+    listed = [stat async for stat in store.listing("", bucket=bucket)]
+    progress = follow("memory", sum(stat.size for stat in listed))
+    for key in [stat.key for stat in listed]:
         for _ in range(TRIES):
             stat = await _patiently(lambda key=key: store.stat(key, bucket=bucket))
             if stat is None:  # removed meanwhile

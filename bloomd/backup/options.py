@@ -35,7 +35,9 @@ def takes_restore(parser: ArgumentParser) -> None:
     parser.add_argument("--into", metavar="URL", help="the database to restore (that of the configuration)")
     _takes_directory(parser)
     parser.add_argument("--dry-run", action="store_true", help="only tell whether the file is whole, and what would be")
-    parser.add_argument("--replace", action="store_true", help="drop what is in the database now")
+    parser.add_argument(
+        "--replace", action="store_true", help="drop what is in the database now, and replace objects that are there"
+    )
     _takes_parts(parser)
     parser.add_argument(
         "--config",

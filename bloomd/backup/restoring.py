@@ -22,7 +22,7 @@ import trio
 
 from bloomd.backup import script
 from bloomd.backup.archive import CHUNK, DUMP, MEMORY, OBJECTS, Archive, BadArchive, key_of
-from bloomd.backup.making import TABLES, counts
+from bloomd.backup.making import NO_LIMITS, TABLES, counts
 from bloomd.backup.objects import check, destinations, existing, keep_here, put, rename, store_of
 from bloomd.backup.programs import output
 from bloomd.backup.progress import Follow, Quiet
@@ -35,6 +35,11 @@ from bloomd.settings.model import Minio
 
 # The schema that has a place for all that is known of objects.
 OBJECTS_SINCE = 19
+# The schema that knows of backups.
+BACKUPS_SINCE = 21
+
+# So many of the first and of the last objects are looked for, where none should be.
+SAMPLE = 20
 
 # What a dump would meet. What an extension has made goes with the extension, which stays.
 _DROP = """
@@ -93,8 +98,13 @@ def _to_nobody(*_: object) -> None:
     pass
 
 
-async def look(settings: Settings, archive: Archive | None, *, replace: bool, memory: bool = False) -> list[str]:
+async def look(
+    settings: Settings, archive: Archive | None, *, replace: bool, memory: bool = False, copy: bool = False
+) -> list[str]:
     """The tables that a restore would replace.
+
+    Args:
+        copy: it is not this configuration's own database, so the objects of that are not to be shared.
 
     Raises:
         Misconfigured: it must not be restored there, or cannot be; the text says why.
@@ -106,6 +116,15 @@ async def look(settings: Settings, archive: Archive | None, *, replace: bool, me
             raise Misconfigured(
                 f"the backup has schema {archive.head.schema}, of bloomd {archive.head.bloomd};"
                 f" this bloomd knows {MIGRATIONS[-1].version}: restore it with that version or a newer one"
+            )
+    if archive and copy and not replace:
+        keys = list(destinations(archive, settings.minio.bucket).values())
+        bucket = settings.minio.bucket
+        if keys and (there := await existing(store_of(settings), [*keys[:SAMPLE], *keys[-SAMPLE:]], bucket)):
+            raise Misconfigured(
+                f"the bucket {bucket} has objects of this backup already, such as {there[0]}. A copy that shares them"
+                " removes them from the original one day: give it a bucket of its own (minio.bucket, in a file for -c),"
+                " leave them out (--no-objects), or say --replace when the original is gone"
             )
     if archive and memory:
         bucket = settings.minio.memory_bucket
@@ -195,6 +214,7 @@ async def _database(
     source = _plain(file, progress.passed) if archive is None else await _dumped(archive, progress.passed)
     try:
         async with aclosing(source), connection.transaction():
+            await refuse_while_in_use(connection)  # somebody may have started one while objects were stored
             if replace:
                 await connection.execute(_DROP)
             await script.run(connection, source)
@@ -204,6 +224,8 @@ async def _database(
                 _compare(found, archive.manifest.rows)
                 if OBJECTS in archive.head.holds:
                     await check(connection, archive)
+                if archive.head.schema >= BACKUPS_SINCE:
+                    await connection.execute("DELETE FROM backups WHERE ended_at IS NULL")  # this one is over
             if settle:
                 await settle(connection)
     except psycopg.OperationalError:
@@ -217,6 +239,7 @@ async def _database(
 @asynccontextmanager
 async def _session(conninfo: str) -> AsyncGenerator[Connection[Any]]:
     async with Pool(conninfo, size=1, application_name="bloomd restore") as pool, pool.connection() as connection:
+        await connection.execute(NO_LIMITS)
         yield connection
 
 

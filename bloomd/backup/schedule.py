@@ -5,14 +5,13 @@ night that was missed, because nobody led then, is made up for as soon as somebo
 
 In the directory::
 
-    bloomd-20260225-0330.tar              one of the `keep` latest
+    bloomd-20260225-0330.tar              one of the `keep` latest, or the last one that lacked no object
     bloomd-20260225-0330.tar.part         under way
     bloomd-20260225-0330.tar.unverified   the last one that was found not to be what it should be
 """
 
 import os
 import pwd
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from bloomd.backup.archive import BadArchive
 from bloomd.backup.configuration import files_of
 from bloomd.errors import Misconfigured, Unavailable, one_line
 from bloomd.runtime import backups
-from bloomd.runtime.backups import Known
+from bloomd.runtime.backups import Known, Tried
 from bloomd.runtime.database import Database
 from bloomd.settings import Loaded
 
@@ -42,7 +41,6 @@ RETRY_SECONDS = 3600.0
 LAST_WORD_SECONDS = 2.0
 
 NAME = "bloomd-%Y%m%d-%H%M.tar"
-_OURS = re.compile(r"bloomd-\d{8}-\d{4}\.tar(?P<left>\.part|\.unverified)?")
 
 # What a killed verification has left (`verifying.py`). A younger one may be somebody else's.
 SCRATCH = ".bloomd-verify-*"
@@ -110,7 +108,8 @@ class Schedule:
         loaded = self._loaded()
         settings = loaded.settings.backup
         back_up, verify = await trio.to_thread.run_sync(_tools)
-        await trio.to_thread.run_sync(_prepare, file.parent)
+        tried = await backups.files(self._database, but=id)
+        await trio.to_thread.run_sync(_prepare, file.parent, tried)
         manifest = await back_up(loaded.settings, file, configuration=files_of(loaded, None), memory=settings.memory)
         unknown = None
         try:
@@ -126,7 +125,8 @@ class Schedule:
         said("backup made", file=str(file), bytes=size, missing=missing, error=unknown)
         await backups.end(self._database, id, bytes=size, missing=missing, verified=unknown is None, error=unknown)
         try:
-            await trio.to_thread.run_sync(_prune, file.parent, settings.keep)
+            this = Tried(str(file), missing, made=True)
+            await trio.to_thread.run_sync(_prune, [this, *tried], settings.keep)
         except OSError as error:
             log.warning("old backups cannot be removed", directory=str(file.parent), error=error.strerror)
 
@@ -163,12 +163,14 @@ def _on_day(at: str, now: float, days: int) -> float:
     return datetime(day.year, day.month, day.day, hour, minute).astimezone().timestamp()
 
 
-def _prepare(directory: Path) -> None:
-    """Make sure that there can be a file, and remove what earlier ones have left."""
+def _prepare(directory: Path, tried: list[Tried]) -> None:
+    """Make sure that there can be a file, and remove what came to nothing."""
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        for file in _ours(directory, left=True):
-            file.unlink()
+        for each in tried:
+            if not each.made:
+                for left in (".part", ".unverified"):
+                    Path(each.file + left).unlink(missing_ok=True)
         for scratch in directory.glob(SCRATCH):
             if time.time() - scratch.lstat().st_mtime > SCRATCH_SECONDS:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -182,23 +184,17 @@ def _prepare(directory: Path) -> None:
         ) from error
 
 
-def _prune(directory: Path, keep: int) -> None:
-    """Remove all but the newest of those that a schedule has made here."""
-    for file in _ours(directory, left=False)[:-keep]:
-        file.unlink()
-        log.info("old backup removed", file=str(file))
+def _prune(tried: list[Tried], keep: int) -> None:
+    """Remove all but the latest of those that are still there; of those that lack least, the latest is kept as well.
 
-
-def _ours(directory: Path, *, left: bool) -> list[Path]:
-    """Those that a schedule has made here, the oldest first; or what is left of those that came to nothing."""
-    return sorted(
-        file
-        for file in directory.iterdir()
-        if (ours := _OURS.fullmatch(file.name))
-        and (ours["left"] is not None) is left
-        and file.is_file()
-        and not file.is_symlink()
-    )
+    Only what this database knows of: others may have the same directory.
+    """
+    there = [each for each in tried if each.made and Path(each.file).is_file()]
+    best = min(there, key=lambda each: each.missing)  # of equals the first, which is the latest
+    for each in there[keep:]:
+        if each is not best:
+            Path(each.file).unlink()
+            log.info("old backup removed", file=each.file)
 
 
 def _user() -> str:

@@ -92,34 +92,39 @@ def _quote_after(line: bytes, quote: bytes | None) -> bytes | None:
 class _Lines:
     def __init__(self, source: AsyncIterator[bytes]) -> None:
         self._source = source
-        self._waiting = b""
+        self._waiting = bytearray()
 
     async def next(self) -> bytes:
         """The next line; nothing at the end."""
-        parts: list[bytes] = []
-        while (end := self._waiting.find(b"\n")) < 0:
-            parts.append(self._waiting)
-            self._waiting = await anext(self._source, b"")
-            if not self._waiting:
-                return b"".join(parts)
-        parts.append(self._waiting[: end + 1])
-        self._waiting = self._waiting[end + 1 :]
-        return b"".join(parts)
+        looked_at = 0
+        while (end := self._waiting.find(b"\n", looked_at)) < 0:
+            looked_at = len(self._waiting)
+            more = await anext(self._source, b"")
+            if not more:
+                end = len(self._waiting)
+                break
+            self._waiting += more
+        line = bytes(self._waiting[: end + 1])
+        del self._waiting[: end + 1]
+        return line
 
     async def to_end_of_copy(self) -> AsyncIterator[bytes]:
         """What comes before the line that ends a COPY."""
+        looked_at = 0  # a row may be many pieces long, of which each is looked at once
         while not self._waiting.startswith(_END_OF_COPY):
-            end = self._waiting.find(b"\n" + _END_OF_COPY)
+            end = self._waiting.find(b"\n" + _END_OF_COPY, looked_at)
             if end >= 0:
-                yield self._waiting[: end + 1]
-                self._waiting = self._waiting[end + 1 :]
-                continue
+                yield bytes(self._waiting[: end + 1])
+                del self._waiting[: end + 1]
+                break
             # Whole lines only: the end may come in two pieces.
-            whole = self._waiting.rfind(b"\n") + 1
+            whole = self._waiting.rfind(b"\n", looked_at) + 1
             if whole:
-                yield self._waiting[:whole]
+                yield bytes(self._waiting[:whole])
+                del self._waiting[:whole]
+            looked_at = max(0, len(self._waiting) - len(_END_OF_COPY))
             more = await anext(self._source, b"")
             if not more:
                 raise BadArchive("the dump is cut off: a COPY has no end")
-            self._waiting = self._waiting[whole:] + more
-        self._waiting = self._waiting[len(_END_OF_COPY) :]
+            self._waiting += more
+        del self._waiting[: len(_END_OF_COPY)]

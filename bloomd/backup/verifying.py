@@ -25,7 +25,7 @@ async def verify(file: Path, *, follow: Follow = Quiet) -> Archive:
     """Read the archive, restore its database, and compare that with the manifest and with the objects.
 
     The database is made beside the file, where there is room for it; or with the temporary files, when nothing can be
-    written there.
+    written there. (A root's is made in /var/lib, when PostgreSQL's user cannot come there.)
 
     Raises:
         BadArchive: something is not as it should be; the text says what.
@@ -60,6 +60,7 @@ def _scratch(file: Path) -> Generator[Path]:
     beside = file.absolute().parent
     where = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".bloomd-verify-", dir=where, ignore_cleanup_errors=True) as scratch:
+        os.chmod(scratch, 0o711)  # noqa: S103: the server's user has to pass; what is in it is his alone
         place = Path(scratch) / "postgres"
         try:
             yield place

@@ -76,6 +76,20 @@ RETURNING entity_id AS id
 """
 
 
+FILES = """
+SELECT file, missing, bytes IS NOT NULL AS made FROM backups WHERE id <> %(id)s ORDER BY started_at DESC, id DESC
+"""
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """The file of a backup that was tried, on whichever node."""
+
+    file: str
+    missing: int
+    made: bool
+    """False when there may be a part of it, or one that was found to be bad."""
+
+
 class Known(msgspec.Struct, frozen=True, kw_only=True):
     """The schedule, and the latest backup that was tried by it, on whichever node; times in ms."""
 
@@ -139,6 +153,11 @@ async def set_schedule(database: Database, at: str, *, epoch: int) -> None:
 async def abandon(database: Database, *, epoch: int) -> int:
     """Note, as the leader of this epoch, that nobody makes those any more that are said to be made; how many."""
     return len(await database.change(Id, ABANDON, epoch=epoch))
+
+
+async def files(database: Database, *, but: str) -> list[Tried]:
+    """Those that were tried, the latest first, but for one."""
+    return await database.rows(Tried, FILES, id=but)
 
 
 async def begin(database: Database, *, node: str, file: str, due_at: int, epoch: int) -> str | None:

@@ -186,7 +186,7 @@ def test_objects_of_one_key_in_two_buckets_stay_two(bloomd, conninfo, database, 
     put(store, "artifacts/t9/1.json", b"another", "artifacts")
     add_artifact(conninfo, "artifacts/t9/1.json", b"another", "artifacts")
     assert bloomd("backup", "-o", tmp_path / "f", url=conninfo) == 0
-    assert bloomd("restore", tmp_path / "f", "--into", database) == 0
+    assert bloomd("restore", tmp_path / "f", "--into", database, "--replace") == 0
     assert contents_of(database, s3) == contents_of(conninfo, s3)
     assert {"minio://artifacts/artifacts/t9/1.json", "minio://artifacts/of-before/artifacts/t9/1.json"} < urls(database)
     trio.run(store.remove, "artifacts/t9/1.json")
@@ -251,12 +251,33 @@ def test_what_is_missing_or_damaged_is_named_and_the_rest_is_kept(
         assert url == "minio://artifacts/lost"
 
 
+def test_a_copy_shares_no_objects_with_the_original_unasked(bloomd, archive, conninfo, database, capsys):
+    assert bloomd("restore", archive, "--into", database) == 78
+    assert "the bucket artifacts has objects of this backup already" in capsys.readouterr().err
+    assert bloomd("restore", archive, "--into", database, "--no-objects") == 0
+    assert bloomd("restore", archive, "--into", database, "--replace") == 0
+    # The database of the configuration is the original.
+    assert bloomd("restore", archive, "--replace", url=conninfo) == 0
+
+
+def test_a_restored_database_makes_no_backup(bloomd, conninfo, database, tmp_path):
+    with psycopg.connect(conninfo) as connection:
+        connection.execute(
+            "INSERT INTO backups (id, node, file, due_at, started_at, ended_at) VALUES"
+            " ('this', 'n', '/f', 1, 1, NULL), ('old', 'n', '/e', 1, 1, 2)"
+        )
+    assert bloomd("backup", "-o", tmp_path / "f", url=conninfo) == 0
+    assert bloomd("restore", tmp_path / "f", "--into", database, "--no-objects") == 0
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT id FROM backups").fetchall() == [("old",)]
+
+
 def test_one_that_was_damaged_replaces_none(bloomd, conninfo, database, store, tmp_path):
     put(store, "altered", b"False")
     add_artifact(conninfo, "altered", b"false")
     assert bloomd("backup", "-o", tmp_path / "f", url=conninfo) == 1
     put(store, "altered", b"false")  # somebody mends it
-    assert bloomd("restore", tmp_path / "f", "--into", database) == 0
+    assert bloomd("restore", tmp_path / "f", "--into", database, "--replace") == 0
     assert trio.run(store.read, "altered", 0, 100) == b"false"
     trio.run(store.remove, "altered")
 
@@ -296,7 +317,7 @@ def test_what_fails_after_the_commit_says_what_is_there(bloomd, archive, databas
         raise Unavailable("PostgreSQL is gone")
 
     monkeypatch.setattr(restoring, "migrate", fail)
-    assert bloomd("restore", archive, "--into", database) == 69
+    assert bloomd("restore", archive, "--into", database, "--replace") == 69
     said = capsys.readouterr().err
     assert "the database is restored, and what comes after that is not done: `bloomd migrate`" in said
     assert "PostgreSQL is gone" in said
@@ -374,9 +395,9 @@ def test_the_memory_of_the_agents_is_kept_when_asked_for(bloomd, conninfo, datab
     assert bloomd("backup", "-o", file, "--force", "--memory", url=conninfo) == 0
     for key in MEMORY:
         put(store, key, b"of later", "claude-mem")
-    assert bloomd("restore", file, "--into", database, "--memory") == 78
+    assert bloomd("restore", file, "--into", database, "--memory", "--no-objects") == 78
     assert "the bucket claude-mem has 2 of the objects already" in capsys.readouterr().err
-    assert bloomd("restore", file, "--into", database) == 0
+    assert bloomd("restore", file, "--into", database, "--no-objects") == 0
     assert trio.run(lambda: store.read("claude-mem.db", 0, 100, bucket="claude-mem")) == b"of later"
     assert bloomd("restore", file, "--into", database, "--replace", "--memory") == 0
     for key, data in MEMORY.items():

@@ -223,28 +223,61 @@ def service(db, conninfo, directory, tmp_path) -> Schedule:
 
 
 async def test_it_is_made_verified_and_recorded_and_old_ones_go(db, sql, epoch, service, directory) -> None:
-    other = directory / "bloomd-before-the-update.tar"
     for night in range(3):
         await service.make(1_000_000.0 + night, epoch)
         if not night:
-            other.write_text("somebody else's")
-            (directory / "bloomd-20200101-0330.tar.part").write_text("of one that was killed")
-            (directory / "bloomd-20200101-0000.tar").symlink_to(other)
+            # Of somebody else, who has the same directory.
+            others = {directory / "bloomd-20200101-0000.tar", directory / "bloomd-20200101-0330.tar.part"}
+            for other in others:
+                other.write_text("somebody else's")
     latest = await backups.known(db)
     assert latest
     assert (latest.node, latest.error, latest.missing, latest.due_at) == ("node-7", None, 0, 1_000_002_000)
     assert latest.verified_from == latest.started_at
-    [file] = [each for each in directory.iterdir() if str(each) == latest.file]
+    ours = sorted(set(directory.iterdir()) - others)
+    assert [str(file) for file in ours] == [file for (file,) in sql("SELECT file FROM backups ORDER BY file")[1:]]
+    assert len(ours) == 2
+    assert all(other.exists() for other in others)
+    file = ours[-1]
     assert file.stat().st_size == latest.bytes
-    assert {each.name for each in directory.iterdir()} - {other.name, "bloomd-20200101-0000.tar"} == {
-        file.name,
-        sorted(each.name for each in directory.glob("bloomd-2026*"))[0],
-    }
     assert oct(directory.stat().st_mode)[-3:] == "700"
     trail = sql("SELECT action, actor, detail FROM audit_logs ORDER BY timestamp DESC LIMIT 1")
     assert trail == [("backup.made", "bloomd", f"node-7:{file}, {latest.bytes} bytes")]
     archive = await verifying.verify(file)
     assert [Path(name).name for name in archive.manifest.configuration.values()] == ["bloomd.yaml"]
+
+
+@pytest.mark.usefixtures("unproven")
+async def test_the_last_that_lacked_nothing_is_kept_while_newer_ones_do(db, epoch, service, directory, monkeypatch):
+    real, missing = making.back_up, [0, 0, 3, 3, 3, 3]
+
+    async def back_up(*args: Any, **kwargs: Any) -> Any:
+        manifest = await real(*args, **kwargs)
+        return msgspec.structs.replace(manifest, missing={str(url): "gone" for url in range(missing.pop(0))})
+
+    monkeypatch.setattr(making, "back_up", back_up)
+    made = []
+    while missing:
+        await service.make(float(len(missing)), epoch)
+        latest = await backups.known(db)
+        assert latest
+        made.append(latest.file)
+    assert sorted(map(str, directory.iterdir())) == [made[1], made[4], made[5]]
+    assert latest.concern(latest.ended_at, warn_after_days=2) == (
+        "the latest backup lacks 3 objects, or has them damaged: its manifest.json names them"
+    )
+
+
+@pytest.mark.usefixtures("unproven")
+async def test_what_a_killed_one_left_goes_at_the_next(db, sql, epoch, service, directory) -> None:
+    await service.make(1.0, epoch)
+    left = directory / "bloomd-20260101-0330.tar.part"
+    left.write_text("half")
+    assert await backups.begin(db, node="n", file=str(left)[:-5], due_at=1, epoch=epoch)
+    await backups.abandon(db, epoch=epoch)
+    await service.make(2.0, epoch)
+    assert not left.exists()
+    assert len(list(directory.iterdir())) == 2
 
 
 @pytest.mark.usefixtures("unproven")

@@ -193,7 +193,7 @@ def range_of(header: str, size: int) -> range | None:
     Raises:
         Problem: 416, there is nothing in this range.
     """
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
+    asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
     if not asked or asked[1] == asked[2] == "":
         return None
     if asked[1] == "":

@@ -133,6 +133,7 @@ def _backup(node: Node, stats: Stats) -> Iterator[Metric]:
     if node.settings.backup.schedule is None or known is None:
         return
     yield _gauge("bloomd_backup_failed", "Whether the latest scheduled backup failed.", known.failed)
+    yield _gauge("bloomd_backup_missing_objects", "Objects that the latest one lacks or has damaged.", known.missing)
     yield _gauge(
         "bloomd_backup_verified_age_seconds",
         "Age of the last scheduled backup that was verified; without one, of the schedule.",
