@@ -30,7 +30,7 @@ export default {
 			toRemove: { one: "{n} object to remove", other: "{n} objects to remove" },
 			damaged: { one: "{n} damaged content", other: "{n} damaged contents" },
 			more: { one: "and {n} other", other: "and {n} others" },
-			advice: "It is not what its sha256 says. A backup may have it as it was; look at the disks of the object store.",
+			advice: "What is stored is not what its sha256 says. A backup may have it as it was; look at the disks of the object store.",
 		},
 		backup: {
 			title: "Backup",
