@@ -208,7 +208,7 @@ def test_damaged_contents_are_not_overlooked(stored, open_page):
     page = open_page("runtime", site=stored)
     with_status(page, objects=CALM | {"to_move": 2, "to_move_bytes": 3 << 20, "damaged": ["a1", "a2", "a3", "a4"]})
     expect(row(page, "Object store")).to_have_text("2 contents to move (3 MB), 4 damaged contents")
-    expect(page.get_by_role("alert")).to_contain_text("a1, a2, a3 and 1 other")
+    expect(page.get_by_role("alert")).to_contain_text("a1, a2, a3 and 1 more")
     page = open_page("", site=stored, language="uk")
     with_status(page, objects=CALM | {"to_remove": 5, "damaged": ["a1"]})
     expect(row(page, "Об'єктне сховище")).to_have_text("прибрати 5 об'єктів, пошкоджено 1 артефакт")

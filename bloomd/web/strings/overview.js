@@ -29,7 +29,7 @@ export default {
 			toMove: { one: "{n} content to move", other: "{n} contents to move" },
 			toRemove: { one: "{n} object to remove", other: "{n} objects to remove" },
 			damaged: { one: "{n} damaged content", other: "{n} damaged contents" },
-			more: { one: "and {n} other", other: "and {n} others" },
+			more: "and {n} more",
 			advice: "What is stored is not what its sha256 says. A backup may have it as it was; look at the disks of the object store.",
 		},
 		backup: {
@@ -103,7 +103,7 @@ export default {
 			toMove: { one: "ще перенести {n} артефакт", few: "ще перенести {n} артефакти", many: "ще перенести {n} артефактів", other: "ще перенести {n} артефакту" },
 			toRemove: { one: "прибрати {n} об'єкт", few: "прибрати {n} об'єкти", many: "прибрати {n} об'єктів", other: "прибрати {n} об'єкта" },
 			damaged: { one: "пошкоджено {n} артефакт", few: "пошкоджено {n} артефакти", many: "пошкоджено {n} артефактів", other: "пошкоджено {n} артефакту" },
-			more: { one: "і ще {n}", other: "і ще {n}" },
+			more: "і ще {n}",
 			advice: "Вміст не відповідає своєму sha256. Непошкоджений може бути в резервній копії; перевірте диски сховища.",
 		},
 		backup: {
