@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from bloomd_process import BIN, Bloomd
 from invariants import AT_REST, TABLES, TRAIL, broken
+from outputs import OUTPUT
 from servers import PostgresServer, eventually, free_port
 
 from bloomd.worker import guard
@@ -150,7 +151,7 @@ def test_every_task_ends_once_whoever_is_killed(postgres_server: PostgresServer,
         assert broken(sql, TABLES, TRAIL, AT_REST) == {}
         ended = sql(
             "SELECT idempotency_key::integer, llm_tasks.status, llm_tasks.error_message,"
-            "       count(llm_results.id) FILTER (WHERE llm_results.status = 'success'), max(llm_results.output)"
+            f"       count(llm_results.id) FILTER (WHERE llm_results.status = 'success'), max({OUTPUT})"
             "  FROM llm_tasks LEFT JOIN llm_results ON task_id = llm_tasks.id GROUP BY llm_tasks.id"
         )
         assert len(ended) == TASKS

@@ -16,6 +16,7 @@ import pytest
 import trio
 from bloomd_process import Bloomd
 from invariants import AT_REST, TABLES, TRAIL, broken
+from outputs import OUTPUT
 from psycopg.conninfo import make_conninfo
 from servers import eventually
 from storm import OFFLINE_SECONDS, RETRY, TTL_SECONDS, WORKERS, Storm, Unknown, complete_many, wake
@@ -221,8 +222,8 @@ def assert_told_the_truth(storm: Storm, judge: Judge) -> None:
     assert told.items() <= results.items()
     assert ledger.unnamed <= set(results.values())
     assert ledger.refused.isdisjoint(results)
-    outputs = "SELECT lease_id, output FROM llm_results WHERE output NOT IN ('of ' || lease_id, 'of somebody')"
-    assert judge.sql(outputs) == []
+    outputs = judge.sql(f"SELECT lease_id, {OUTPUT} FROM llm_results")
+    assert [(lease, said) for lease, said in outputs if said not in (f"of {lease}", "of somebody")] == []
     entries = {
         (action, task): number
         for action, task, number in judge.sql("SELECT action, entity_id, count(*) FROM audit_logs GROUP BY 1, 2")

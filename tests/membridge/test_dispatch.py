@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from outputs import OUTPUT
 from pushing import AGENT_KEY, SECONDS, Pushing, until
 
 from bloomd.errors import Misconfigured
@@ -59,6 +60,7 @@ async def test_the_key_goes_to_the_agent_and_nowhere_else(pushing: Pushing, capf
     stored = pushing.sql(
         "SELECT (SELECT json_agg(t) FROM llm_tasks t)::text || (SELECT json_agg(t) FROM leases t)::text"
         " || (SELECT json_agg(t) FROM audit_logs t)::text || (SELECT json_agg(t) FROM llm_results t)::text"
+        " || (SELECT json_agg(t) FROM runtime_artifacts t)::text"
     )
     assert "Hello" in str(stored)
     out, err = capfd.readouterr()
@@ -144,7 +146,7 @@ async def test_a_certain_answer_without_callbacks_completes_the_task(pushing: Pu
         "a\ufffdb\ufffdc",
         1200,
     )
-    assert pushing.sql("SELECT status, output, metrics ->> 'duration_ms' FROM llm_results") == [
+    assert pushing.sql(f"SELECT status, {OUTPUT}, metrics ->> 'duration_ms' FROM llm_results") == [
         ("success", "a\ufffdb\ufffdc", "1200")
     ]
     assert pushing.agent.callbacks == []

@@ -12,6 +12,7 @@ import pytest
 import trio
 from bloomd_process import KEY, Bloomd
 from fake import FAKE
+from outputs import OUTPUT
 from servers import PostgresServer
 
 from bloomd.settings.model import Worker as Settings
@@ -70,7 +71,8 @@ class Queue:
         return self.http.get("/api/runtime/artifacts", params={"task_id": id}).json()
 
     def result(self, id: str) -> dict[str, Any]:
-        [(result,)] = self.sql("SELECT to_jsonb(llm_results) FROM llm_results WHERE task_id = %s", id)
+        whole = f"to_jsonb(llm_results) || jsonb_build_object('output', {OUTPUT})"
+        [(result,)] = self.sql(f"SELECT {whole} FROM llm_results WHERE task_id = %s", id)
         return result
 
     def content(self, id: str) -> str:
