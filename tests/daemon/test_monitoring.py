@@ -23,6 +23,9 @@ OF_THE_DATABASE = {
     "bloomd_active_leases",
     "bloomd_leases_rescued_last_hour",
     "bloomd_workers",
+    "bloomd_objects_to_move",
+    "bloomd_objects_to_move_bytes",
+    "bloomd_objects_to_remove",
     "bloomd_capacity",
 }
 
@@ -34,11 +37,16 @@ def scrape(daemon):
 
 
 @pytest.fixture
-async def mirroring(bloomd):
-    """A daemon that mirrors a Membridge, and that Membridge."""
+async def mirroring(bloomd, tmp_path):
+    """A daemon that mirrors a Membridge and makes backups, and that Membridge."""
     async with membridge_peer() as peer:
         peer.agents = [new_agent("w1")]
-        daemon = bloomd(membridge__server_url=peer.url, membridge__sync_interval=0.2)
+        daemon = bloomd(
+            membridge__server_url=peer.url,
+            membridge__sync_interval=0.2,
+            backup__schedule="03:30",
+            backup__directory=str(tmp_path / "backups"),
+        )
         await trio.to_thread.run_sync(daemon.start)
         yield daemon, peer
 
@@ -57,9 +65,13 @@ def has_sync(found):
     return "bloomd_membridge_sync_age_seconds" in found.names
 
 
+def has_both_ages(found):
+    return has_sync(found) and "bloomd_backup_verified_age_seconds" in found.names
+
+
 async def test_everything_the_readme_names_is_there(mirroring):
     daemon, _ = mirroring
-    found = await figures(daemon, until=has_sync)
+    found = await figures(daemon, until=has_both_ages)
     named = set(re.findall(r"\bbloomd_\w+", MONITORING))
     assert len(named) > 20
     assert named - found.names - set(found.families) == set()
@@ -69,7 +81,7 @@ async def test_everything_the_readme_names_is_there(mirroring):
 
 
 def test_the_rules_and_the_configuration_are_whole():
-    assert len(RULES) == len({rule["alert"] for rule in RULES}) == 9
+    assert len(RULES) == len({rule["alert"] for rule in RULES}) == 10
     for rule in RULES:
         assert rule.keys() <= {"alert", "expr", "for", "annotations"}
         assert rule["annotations"]["summary"]
