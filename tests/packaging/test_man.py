@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tools import require
 
-from bloomd import cli, ctl
+from bloomd import cli, ctl, migrating
 from bloomd.control import tasking
 from bloomd.settings.environment import VARIABLES
 
@@ -110,7 +110,7 @@ def test_the_services_have_the_commands_that_are_shown(service: str) -> None:
     assert shown & own
 
 
-BLOOMD_CODES = {cli.OK, cli.PENDING, cli.USAGE, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
+BLOOMD_CODES = {cli.OK, migrating.PENDING, cli.USAGE, cli.UNAVAILABLE, cli.TEMPORARY_FAILURE, cli.BAD_CONFIGURATION}
 WORKER_CODES = {cli.OK, cli.USAGE, cli.BAD_CONFIGURATION}
 CTL_CODES = {ctl.OK, ctl.FAILED, ctl.DOWN, ctl.CANNOT_REACH, ctl.NOT_PERMITTED, ctl.USAGE, ctl.INTERRUPTED}
 CTL_CODES |= set(tasking.ENDED.values())
