@@ -36,7 +36,6 @@ _bloomd() {
             *' -o' | *' --output') value='text json' ;;
             *' --to') value='@' ;;
             *' --verify') value='@default' ;;
-            *' -c') value='@default' ;;
             *' --into') value='@' ;;
             *' --server') value='@' ;;
             *' --name') value='@' ;;

@@ -33,8 +33,6 @@ function __bloomd_at -d 'Whether the words before the cursor lead to this comman
                 set value yes
             case '* --verify'
                 set value yes
-            case '* -c'
-                set value yes
             case '* --into'
                 set value yes
             case '* --server'

@@ -228,9 +228,12 @@ def _values(program: Command) -> Iterator[tuple[list[str], Value | None]]:
     for path, strings, value in every:
         if others := [f"{path} {string}" for string in strings if usual[string] != value]:
             yield others, value
-    for strings, value in dict.fromkeys((strings, value) for _, strings, value in every):
-        if value and (common := [f"* {string}" for string in strings if usual[string] == value]):
-            yield common, value
+    told: set[str] = set()  # one command may have -c alone where the others have --config for it, too
+    for _, strings, value in every:
+        common = [string for string in strings if string not in told and usual[string] == value]
+        if value and common:
+            told.update(common)
+            yield [f"* {string}" for string in common], value
 
 
 def _quoted(text: str) -> str:
