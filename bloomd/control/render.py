@@ -313,9 +313,14 @@ def _sync(sync: Sync, leader: Leader | None, look: Look) -> str:
     return f"{last}{agents}, {count(sync['failures'], 'failure')} in a row: {sync['error']}"
 
 
+# What the daemon counts to.
+MANY_OBJECTS = 10_000
+
+
 def _objects(objects: Objects) -> str:
     moving, removing = objects["to_move"], objects["to_remove"]
-    left = [f"{count(moving, 'content')} to move ({objects['to_move_bytes'] / 2**20:.1f} MiB)"] if moving else []
+    more = " or more" if moving >= MANY_OBJECTS else ""
+    left = [f"{count(moving, 'content')}{more} to move ({objects['to_move_bytes'] / 2**20:.1f} MiB)"] if moving else []
     left += [f"{count(removing, 'object')} to remove"] if removing else []
     left += [f"{count(len(objects['damaged']), 'content')} damaged"] if objects["damaged"] else []
     return ", ".join(left) or "all moved"

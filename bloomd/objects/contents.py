@@ -31,7 +31,7 @@ class Contents:
         self.settings = settings
         self._opened: tuple[Minio, Store] | None = None
         self.damaged: set[str] = set()
-        """Artifacts whose content was seen not to be what its sha256 says, since the start."""
+        """Artifacts whose content was seen not to be what it should be, since the start, and not to be good again."""
 
     async def store(self) -> "Store":
         """The store, opened anew when the settings have changed.
@@ -80,19 +80,18 @@ class Contents:
             raise _gone(url)
         return data
 
-    async def report(self, database: Database, id: str, where: str) -> None:
-        """Note, once, that the content of this artifact is damaged, for the audit trail and the status."""
+    async def report(self, database: Database, id: str, what: str) -> None:
+        """Note, once, that the content of this artifact is damaged, for the audit trail and the status.
+
+        Raises:
+            Unavailable: the database is away; then it is noted the next time.
+        """
         if id not in self.damaged:
-            self.damaged.add(id)
-            log.error("content is damaged", artifact=id, where=where)
+            log.error("content is damaged", artifact=id, what=what)
             await audit.add(
-                database,
-                "artifact.damaged",
-                entity_type="artifact",
-                entity_id=id,
-                actor="bloomd",
-                detail=f"its content {where} is not what its sha256 says",
+                database, "artifact.damaged", entity_type="artifact", entity_id=id, actor="bloomd", detail=what
             )
+            self.damaged.add(id)
 
 
 def place(url: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from bloomd.objects.together import for_each
 from bloomd.runtime import audit, objects
 from bloomd.runtime.database import Database
 from bloomd.runtime.objects import SCHEME, Referred
+from bloomd.runtime.refusals import NotFound
 
 # An object is there before its artifact says so, if only for a moment; and what is restored comes piece by piece.
 YOUNG = timedelta(hours=1)
@@ -85,9 +86,13 @@ async def _missing(database: Database, store: Store) -> AsyncIterator[Referred]:
         gone: list[Referred] = []
 
         async def look(artifact: Referred, gone: list[Referred] = gone) -> None:
-            bucket, key = place(artifact.url)
-            stat = await store.stat(key, bucket=bucket)
-            if stat is None or artifact.size not in (None, stat.size):
+            try:
+                bucket, key = place(artifact.url)
+                stat = await store.stat(key, bucket=bucket)
+            except NotFound:  # a url that is none
+                stat = None
+            bad = stat is None or artifact.size not in (None, stat.size)
+            if bad and await objects.still_refers(database, artifact):
                 gone.append(artifact)
 
         await for_each(some, look, at_once=AT_ONCE)

@@ -6,6 +6,7 @@ away, that is where it stays. (`bloomd.runtime.objects` has the steps.)
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -41,6 +42,8 @@ class Mover:
         self._contents = contents
         self._known: Store | None = None
         """Whose bucket is there."""
+        self._refused: set[str] = set()
+        """Artifacts that could not be stored the last time: now the others come first."""
 
     async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move and remove for ever, as the leader of this epoch.
@@ -71,7 +74,8 @@ class Mover:
         try:
             await self.move(epoch)
         except (Unavailable, Misconfigured):
-            await self.remove(epoch)  # a store that is full is to be emptied all the same
+            with suppress(Unavailable, Misconfigured):
+                await self.remove(epoch)  # a store that is full is to be emptied all the same
             raise
         await self.remove(epoch)
 
@@ -84,13 +88,22 @@ class Mover:
         moved = 0
         last = None
         failure: Unavailable | Misconfigured | None = None
+        refused, self._refused = self._refused, set()
+        again: list[ToMove] = []
         while found := await objects.to_move(self._database, least=self._contents.settings().inline_below, after=last):
             last = found[-1]
-            some, failed = await self._move(found, epoch)
+            again += [each for each in found if each.id in refused]
+            left_out = refused | self._contents.damaged
+            some, failed = await self._move([each for each in found if each.id not in left_out], epoch)
             moved += some
             failure = failure or failed
             if failed and not some:  # the store is away
+                self._refused |= refused
                 break
+        else:
+            some, failed = await self._move(again, epoch)
+            moved += some
+            failure = failure or failed
         if moved:
             log.debug("content moved to the object store", artifacts=moved)
         if failure:
@@ -98,17 +111,37 @@ class Mover:
         return moved
 
     async def remove(self, epoch: int) -> int:
-        """Remove all that nothing refers to; how many were removed."""
+        """Remove all that nothing refers to; how many were removed.
+
+        Raises:
+            Unavailable, Misconfigured: not all could be removed. One that cannot be does not keep the others.
+        """
         store = await self._contents.store()
         removed = 0
+        failure: Unavailable | Misconfigured | None = None
         while True:
             async with objects.removing(self._database, epoch=epoch) as urls:
-                for url in urls:
-                    bucket, key = place(url)
-                    await store.remove(key, bucket=bucket)
-            removed += len(urls)
-            if len(urls) < objects.BATCH:
-                return removed
+
+                async def remove(url: str, urls: list[str] = urls) -> None:
+                    try:
+                        bucket, key = place(url)
+                        await store.remove(key, bucket=bucket)
+                    except NotFound as error:
+                        log.warning("this is no object of a store, and is forgotten", url=url, reason=str(error))
+                    urls.remove(url)
+
+                some = len(urls)
+                try:
+                    await for_each(list(urls), remove, at_once=AT_ONCE)
+                except (Unavailable, Misconfigured) as error:
+                    failure = failure or error
+                gone = some - len(urls)
+            removed += gone
+            if some < objects.BATCH or not gone:
+                break
+        if failure:
+            raise failure
+        return removed
 
     async def _move(self, found: Sequence[ToMove], epoch: int) -> tuple[int, Unavailable | Misconfigured | None]:
         """Store these, some at once; how many were moved, and what kept others from it."""
@@ -116,12 +149,18 @@ class Mover:
 
         async def put(artifact: ToMove) -> None:
             try:
-                if artifact.id not in self._contents.damaged:
-                    stored.append(await self._put(artifact))
+                stored.append(await self._put(artifact))
             except NotFound:  # it was deleted meanwhile
                 pass
+            except (Unavailable, Misconfigured):
+                self._refused.add(artifact.id)
+                raise
             except Damaged:
-                await self._contents.report(self._database, artifact.id, "in the database, where it stays")
+                await self._contents.report(
+                    self._database,
+                    artifact.id,
+                    "its content in the database, where it stays, is not as its sha256 says",
+                )
 
         failure = None
         try:

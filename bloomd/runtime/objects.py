@@ -11,6 +11,7 @@ one more call to the store.
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from typing import LiteralString
 
 import msgspec
 from psycopg.types.json import Jsonb
@@ -75,6 +76,9 @@ SELECT url AS id
 
 REMOVED = "DELETE FROM objects_left WHERE url = ANY (%(urls)s)"
 
+# What could not be removed comes after what was not tried yet.
+PUT_OFF = "UPDATE objects_left SET since = bloom_now_ms() WHERE url = ANY (%(urls)s)"
+
 # What one statement decides about, and what one transaction waits for the store to remove.
 BATCH = 32
 
@@ -91,13 +95,15 @@ SELECT moving.count AS to_move, moving.bytes AS to_move_bytes, removing.count AS
 
 # Of objects under these urls, those that no artifact refers to, or is about to: the name of an object of ours is the id
 # of its artifact, which was there first. The Node.js runtime's have other names.
-UNREFERRED = """
+UNREFERRED: LiteralString = """
 SELECT url AS id
   FROM unnest(%(urls)s::varchar[], %(tasks)s::varchar[], %(names)s::varchar[]) AS said (url, task_id, name)
  WHERE NOT EXISTS (SELECT FROM runtime_artifacts WHERE id = said.name)
    AND NOT EXISTS (SELECT FROM runtime_artifacts WHERE task_id = said.task_id AND url = said.url)
    AND NOT EXISTS (SELECT FROM objects_left WHERE objects_left.url = said.url)
 """
+
+REFERS = "SELECT id FROM runtime_artifacts WHERE id = %(id)s AND url = %(url)s"
 
 REFERRED = """
 SELECT id, task_id, url, size
@@ -107,7 +113,7 @@ SELECT id, task_id, url, size
  LIMIT %(many)s
 """
 
-LEAVE = "INSERT INTO objects_left SELECT unnest(%(urls)s::varchar[]), bloom_now_ms() ON CONFLICT DO NOTHING"
+LEAVE: LiteralString = f"INSERT INTO objects_left SELECT id, bloom_now_ms() FROM ({UNREFERRED}) AS unreferred"
 
 # Looked at by one statement.
 MANY = 500
@@ -158,26 +164,32 @@ async def moved(database: Database, said: Sequence[Moved], *, epoch: int) -> int
 
 @asynccontextmanager
 async def removing(database: Database, *, epoch: int) -> AsyncGenerator[list[str]]:
-    """Some objects that nothing refers to. They are forgotten at the end of the block, which removes them.
+    """Some objects that nothing refers to, for the block to remove: those that it takes out of the list are forgotten.
 
     None while somebody holds `OBJECTS_LOCK`.
 
     Raises:
-        Unavailable: the database is away; or what the block raises: they are not forgotten, then.
+        Unavailable: the database is away; or what the block raises: none is forgotten, then.
     """
     async with database.transaction() as connection:
         left = await rows(connection, Id, LEFT, {"lock": OBJECTS_LOCK, "epoch": epoch, "batch": BATCH})
         urls = [each.id for each in left]
+        before = set(urls)
         yield urls
+        if gone := before.difference(urls):
+            await connection.execute(REMOVED, {"urls": list(gone)})
         if urls:
-            await connection.execute(REMOVED, {"urls": urls})
+            await connection.execute(PUT_OFF, {"urls": urls})
 
 
 async def unreferred(database: Database, urls: Sequence[str]) -> list[str]:
     """Those of these objects that no artifact refers to, and that are not to be removed already."""
-    ends = [url.rsplit("/", 2)[-2:] for url in urls]
-    tasks, names = [task for task, _ in ends], [name for _, name in ends]
-    return [each.id for each in await database.rows(Id, UNREFERRED, urls=list(urls), tasks=tasks, names=names)]
+    return [each.id for each in await database.rows(Id, UNREFERRED, **_said(urls))]
+
+
+async def still_refers(database: Database, artifact: Referred) -> bool:
+    """Whether the artifact is there, and refers to the same object."""
+    return await database.row(Id, REFERS, id=artifact.id, url=artifact.url) is not None
 
 
 async def referred(database: Database, *, after: str) -> list[Referred]:
@@ -186,5 +198,10 @@ async def referred(database: Database, *, after: str) -> list[Referred]:
 
 
 async def leave(database: Database, urls: Sequence[str]) -> None:
-    """Have the leader remove these objects."""
-    await database.execute(LEAVE, urls=list(urls))
+    """Have the leader remove these objects, unless something refers to them by now."""
+    await database.execute(LEAVE, **_said(urls))
+
+
+def _said(urls: Sequence[str]) -> dict[str, list[str]]:
+    ends = [url.rsplit("/", 2)[-2:] for url in urls]
+    return {"urls": list(urls), "tasks": [task for task, _ in ends], "names": [name for _, name in ends]}

@@ -46,9 +46,11 @@ def endpoint_problem(text: str) -> str | None:
 
 
 def _prefix_problem(text: str) -> str | None:
-    if re.fullmatch(r"(?!/)[A-Za-z0-9!_.*'()/-]{,200}", text):
+    if {"", ".", ".."} & set(text.split("/")[:-1]):
+        return "expected no empty part, `.` or `..` between slashes, and no slash at the beginning"
+    if re.fullmatch(r"[A-Za-z0-9!_.*'()/-]{,200}", text):
         return None
-    return "expected letters, digits and !_.*'()/-, 200 of them at the most, and no slash at the beginning"
+    return "expected letters, digits and !_.*'()/-, 200 of them at the most"
 
 
 def _socket_path_problem(path: str) -> str | None:

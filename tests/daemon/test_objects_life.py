@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 from bloomd_process import Bloomd
@@ -57,6 +58,16 @@ def complete(daemon: Bloomd, output: str) -> dict:
     return done.json()["artifact"]
 
 
+def lease(daemon: Bloomd) -> str:
+    """Of a new task."""
+    worker = {"name": "w1", "capabilities": {"claude_cli": True, "max_concurrency": 32, "labels": []}}
+    daemon.http.post("/api/runtime/workers", json=worker)
+    task = daemon.http.post("/api/runtime/llm-tasks", json={"prompt": "p"}).json()
+    return daemon.http.post(f"/api/runtime/llm-tasks/{task['id']}/lease", json={"worker_id": "w1"}).json()["lease"][
+        "id"
+    ]
+
+
 def is_moved(daemon: Bloomd, id: str) -> bool:
     return daemon.http.get(f"/api/runtime/artifacts/{id}").json()["url"] is not None
 
@@ -102,6 +113,29 @@ def test_a_flipped_bit_is_noticed_before_the_last_byte(daemon: Bloomd, s3: S3Ser
     assert sorted(daemon.status()["objects"]["damaged"]) == sorted([small["id"], large["id"]])
     entries = daemon.http.get("/api/runtime/audit", params={"action": "artifact.damaged"}).json()
     assert {entry["entity_id"] for entry in entries} == {small["id"], large["id"]}
+
+
+def test_an_object_that_is_cut_off_is_noticed_and_forgotten_when_it_is_mended(daemon: Bloomd, s3: S3Server) -> None:
+    held = lease(daemon)
+    whole = random.Random(1).randbytes(3 << 20)
+    put = daemon.http.put(f"/api/runtime/leases/{held}/artifacts/a", content=whole)
+    id = put.json()["id"]
+    eventually(lambda: is_moved(daemon, id))
+    [file] = (s3.directory / "artifacts").rglob(id)
+    file.write_bytes(whole[: 2 << 20])
+    s3.kill()  # it remembers sizes
+    s3.start()
+    with pytest.raises(httpx.RemoteProtocolError):
+        content(daemon, id)
+    eventually(lambda: daemon.status()["objects"]["damaged"] == [id])
+    [entry] = daemon.http.get("/api/runtime/audit", params={"action": "artifact.damaged"}).json()
+    assert "nothing of it from byte 2097152 on, of 3145728" in entry["detail"]
+    assert "bloomd_objects_damaged 1.0" in daemon.http.get("/metrics").text
+    file.write_bytes(whole)
+    s3.kill()
+    s3.start()
+    eventually(lambda: content(daemon, id).content == whole)
+    assert daemon.status()["objects"]["damaged"] == []
 
 
 def test_no_completion_waits_for_a_store_that_is_away(daemon: Bloomd, s3: S3Server) -> None:

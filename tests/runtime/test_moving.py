@@ -8,7 +8,7 @@ import trio
 from s3_server import S3Server, s3_server
 from tools import require
 
-from bloomd.errors import Unavailable
+from bloomd.errors import Misconfigured, Unavailable
 from bloomd.objects.contents import Contents
 from bloomd.objects.mover import Mover
 from bloomd.runtime import artifacts, completion, leases, objects, results, uploads
@@ -252,6 +252,45 @@ async def test_one_that_is_never_stored_does_not_keep_the_others_of_later_batche
     for other in others:
         assert (await artifacts.one(db, other.artifact.id)).url
     assert (await artifacts.one(db, bad.artifact.id)).content == TEXT
+
+
+async def test_those_that_are_refused_come_last_the_next_time(db, sql, epoch, contents, complete, monkeypatch):
+    monkeypatch.setattr(objects, "BATCH", 4)
+    bad = {(await complete(TEXT + "x" * number)).artifact.id for number in range(5)}
+    good = [await complete(TEXT + "y" * (number + 9)) for number in range(3)]
+    real = await contents.store()
+
+    class Picky:
+        async def put(self, key, *args, **kwargs):
+            if any(id in key for id in bad):
+                raise Unavailable("the object store does not like it")
+            await real.put(key, *args, **kwargs)
+
+    contents._opened = contents.settings(), Picky()
+    mover = Mover(db, contents)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="like it"):
+            await mover.move(epoch)
+    for other in good:
+        assert (await artifacts.one(db, other.artifact.id)).url
+
+
+async def test_what_cannot_be_removed_keeps_no_other(db, sql, epoch, contents, monkeypatch):
+    monkeypatch.setattr(objects, "BATCH", 2)
+    for number, url in enumerate(["no-bucket", "b/locked", "b/locked2", "artifacts/a", "artifacts/b", "artifacts/c"]):
+        sql("INSERT INTO objects_left VALUES (%s, %s)", f"minio://{url}", number)
+
+    class Locked:
+        async def remove(self, key, *, bucket):
+            if bucket == "b":
+                raise Misconfigured("refuses")
+
+    contents._opened = contents.settings(), Locked()
+    mover = Mover(db, contents)
+    for _ in range(3):
+        with pytest.raises(Misconfigured, match="refuses"):
+            await mover.remove(epoch)
+    assert {url for (url,) in sql("SELECT url FROM objects_left")} == {"minio://b/locked", "minio://b/locked2"}
 
 
 async def test_a_store_that_is_full_is_emptied_all_the_same(db, sql, epoch, contents, complete):

@@ -69,18 +69,22 @@ async def content(request: Req, artifact_id: str) -> ASGIApp:
     headers = {**_HARMLESS, "accept-ranges": "bytes"} | ({"etag": etag} if etag else {})
     status, part = 200, range(found.size)
 
-    async def report() -> None:
-        await node.contents.report(node.database, artifact_id, "as it is read")
+    async def judge(damage: str | None) -> None:
+        if damage is None:
+            node.contents.damaged.discard(artifact_id)
+        else:
+            await artifacts.one(node.database, artifact_id)  # or else it was deleted meanwhile
+            await node.contents.report(node.database, artifact_id, damage)
 
     if etag and matches(request.headers.get("if-none-match", ""), etag):
-        return cast("ASGIApp", ContentAnswer(304, headers, found, range(0), report))
+        return cast("ASGIApp", ContentAnswer(304, headers, found, range(0), judge))
     if request.headers.get("if-range", etag) == etag and (asked := request.headers.get("range")):
         wanted = range_of(asked, found.size)
         if wanted:
             status, part = 206, wanted
             headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{found.size}"
     headers |= {"content-type": found.content_type, "content-length": str(len(part))}
-    return cast("ASGIApp", ContentAnswer(status, headers, found, part, report))
+    return cast("ASGIApp", ContentAnswer(status, headers, found, part, judge))
 
 
 @put(
@@ -131,14 +135,14 @@ class ContentAnswer:
         headers: dict[str, str],
         content: Content,
         part: range,
-        report: Callable[[], Awaitable[None]],
+        judge: Callable[[str | None], Awaitable[None]],
     ) -> None:
-        """`report`: called when the content turns out to be damaged."""
+        """`judge`: told how the content turns out to be damaged; None when all of it is good."""
         self._status = status
         self._headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         self._content = content
         self._part = part
-        self._report = report
+        self._judge = judge
         self._digest = hashlib.sha256() if part == range(content.size) and content.sha256 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,11 +176,18 @@ class ContentAnswer:
             piece = await self._piece(at, part) if at < part.stop else b""
 
     async def _piece(self, at: int, part: range) -> bytes:
-        piece = (await self._content.piece_at(at))[: part.stop - at]
+        try:
+            piece = (await self._content.piece_at(at))[: part.stop - at]
+        except NotFound:
+            await self._judge(f"there is nothing of it from byte {at} on, of {self._content.size}")
+            raise
         if self._digest:
             self._digest.update(piece)
-            if at + len(piece) == part.stop and self._digest.hexdigest() != self._content.sha256:
-                await self._report()
+            if at + len(piece) == part.stop:
+                good = self._digest.hexdigest() == self._content.sha256
+                await self._judge(None if good else "it is not what its sha256 says")
+                if good:
+                    return piece
                 raise Problem(500, "The content of this artifact is damaged: it is not what its sha256 says")
         return piece
 

@@ -98,6 +98,9 @@ def _node(node: Node) -> Iterator[Metric]:
     leader = node.leadership.leader
     yield _gauge("bloomd_leader", "Whether this node is the one that sweeps and syncs.", bool(leader and leader.here))
     yield _gauge("bloomd_waiting_claims", "Claims that wait here for a task.", len(node.waiting_room))
+    yield _gauge(
+        "bloomd_objects_damaged", "Artifacts whose content was seen here to be damaged.", len(node.contents.damaged)
+    )
     yield _gauge("bloomd_event_subscribers", "Readers that follow the events here.", node.feed.subscribers)
     if (last := node.sync.status.last_success) is not None:
         yield _gauge("bloomd_membridge_last_sync_timestamp_seconds", "When the last round succeeded.", last)
@@ -122,9 +125,13 @@ def _queue(stats: Stats) -> Iterator[Metric]:
         "state",
         {"known": stats.workers, "online": stats.workers_online},
     )
-    yield _gauge("bloomd_objects_to_move", "Contents that the object store does not have yet.", stats.to_move)
+    yield _gauge(
+        "bloomd_objects_to_move",
+        "Contents to be moved, counted up to 10000.",
+        stats.to_move,
+    )
     yield _gauge("bloomd_objects_to_move_bytes", "Their size.", stats.to_move_bytes)
-    yield _gauge("bloomd_objects_to_remove", "Objects that nothing refers to any more.", stats.to_remove)
+    yield _gauge("bloomd_objects_to_remove", "Objects to be removed, counted up to 10000.", stats.to_remove)
     yield _gauge("bloomd_capacity", "Leases that online workers may hold.", stats.capacity)
 
 
