@@ -109,7 +109,7 @@ complete -c bloomd -n '__bloomd_at bloomd restore' -s c -r -F -d 'the configurat
 complete -c bloomd -n '__bloomd_at bloomd restore' -l into -x -d 'the database to restore (that of the configuration)'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l dir -x -a '(__fish_complete_directories)' -d 'the database of bloomd dev in this directory'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l dry-run -d 'only tell whether the file is whole, and what would be'
-complete -c bloomd -n '__bloomd_at bloomd restore' -l replace -d 'drop what is in the database now'
+complete -c bloomd -n '__bloomd_at bloomd restore' -l replace -d 'drop what is in the database now, and replace objects that are there'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l memory -d 'with the agents'\'' memory, the bucket minio.memory_bucket'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l no-objects -d 'without what is in the object store'
 complete -c bloomd -n '__bloomd_at bloomd restore' -l config -x -a '(__fish_complete_directories)' -d 'also put the backup'\''s files of the configuration into this directory'

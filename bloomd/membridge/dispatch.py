@@ -323,13 +323,13 @@ class Dispatcher:
         except TaskCancelled:
             raise
         except Refusal:  # the lease is over
-            if done := await pushes.result(self._database, push.lease):
+            if done := await completion.of_lease(self._database, push.lease):
                 return _dispatched(push, done)
         raise PushFailed(sentence, push.lease)
 
     async def _ended(self, push: _Push) -> Dispatched:
         """What became of a task whose lease ended before the call did."""
-        if done := await pushes.result(self._database, push.lease):
+        if done := await completion.of_lease(self._database, push.lease):
             return _dispatched(push, done)
         lease = (await pushes.standing(self._database, [push.lease.id])).get(push.lease.id)
         match lease and lease.outcome:

@@ -123,17 +123,21 @@ class Mover:
             async with objects.removing(self._database, epoch=epoch) as urls:
 
                 async def remove(url: str, urls: list[str] = urls) -> None:
+                    nonlocal failure
                     try:
                         bucket, key = place(url)
                         await store.remove(key, bucket=bucket)
                     except NotFound as error:
                         log.warning("this is no object of a store, and is forgotten", url=url, reason=str(error))
+                    except Misconfigured as error:  # it is locked, or another bucket's
+                        failure = failure or error
+                        return
                     urls.remove(url)
 
                 some = len(urls)
                 try:
                     await for_each(list(urls), remove, at_once=AT_ONCE)
-                except (Unavailable, Misconfigured) as error:
+                except Unavailable as error:
                     failure = failure or error
                 gone = some - len(urls)
             removed += gone

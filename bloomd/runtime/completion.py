@@ -12,7 +12,7 @@ from bloomd.runtime import tasks, uploads
 from bloomd.runtime.database import Database
 from bloomd.runtime.fencing import decided, is_valid, refuse_lost, settled
 from bloomd.runtime.ids import new_id
-from bloomd.runtime.model import Artifact, Completion, Metrics, Outcome, Result, Retry, Task, TaskStatus
+from bloomd.runtime.model import Artifact, Completion, Lease, Metrics, Outcome, Result, Retry, Task, TaskStatus
 from bloomd.runtime.refusals import Conflict, Refusal
 
 # Ends the attempts: each result and its artifact are kept, and each task goes where its outcome sends it. An artifact
@@ -278,10 +278,18 @@ async def complete_many(
     return await settled(completions, found, alone)
 
 
-def _whole(before: _CompletedBefore, said: Completion) -> Completed:
+async def of_lease(database: Database, lease: Lease) -> Completed | None:
+    """How the attempt of this lease was completed, if it was; without content that is in the object store by now."""
+    before = await database.row(
+        _CompletedBefore, COMPLETED_BEFORE, task_id=lease.task_id, lease_id=lease.id, worker_id=lease.worker_id
+    )
+    return before and _whole(before, None)
+
+
+def _whole(before: _CompletedBefore, said: Completion | None) -> Completed:
     """What was answered before. Content that is in the object store by now is taken from who says the same again."""
     artifact, result = before.artifact, before.result
-    if artifact.content is None and said.artifact_id is None:
+    if said and artifact.content is None and said.artifact_id is None:
         content = _content(said)
         if content is not None and artifact.sha256 == hashlib.sha256(content.encode()).hexdigest():
             artifact = replace(artifact, content=content)

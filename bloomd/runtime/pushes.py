@@ -20,7 +20,6 @@ import msgspec
 
 from bloomd.runtime import leases, releases, workers
 from bloomd.runtime.claims import GRACE_SECONDS
-from bloomd.runtime.completion import COMPLETED_BEFORE, Completed
 from bloomd.runtime.database import Database
 from bloomd.runtime.ids import Id
 from bloomd.runtime.leases import Leased, Wanted
@@ -197,13 +196,6 @@ async def standing(database: Database, lease_ids: Sequence[str]) -> dict[str, St
 async def renew(database: Database, lease_ids: Sequence[str]) -> None:
     """Prolong those of these leases that are current. No entry of the audit trail says so."""
     await database.rows(Id, RENEW, ids=list(lease_ids))
-
-
-async def result(database: Database, lease: Lease) -> Completed | None:
-    """How the attempt of this lease was completed, if it was."""
-    return await database.row(
-        Completed, COMPLETED_BEFORE, task_id=lease.task_id, lease_id=lease.id, worker_id=lease.worker_id
-    )
 
 
 async def give_back(database: Database, lease: Lease, reason: str, *, retry: Retry, actor: str) -> None:

@@ -187,7 +187,8 @@ async def test_nothing_is_removed_while_somebody_reads_a_snapshot(db, sql, conni
     with psycopg.connect(conninfo, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock_shared(%s)", [objects.OBJECTS_LOCK])
         assert await mover.remove(epoch) == 0
-    assert await mover.remove(epoch) == 1
+        other.execute("SELECT pg_advisory_unlock_shared(%s)", [objects.OBJECTS_LOCK])
+        assert await mover.remove(epoch) == 1
 
 
 async def test_who_does_not_lead_any_more_changes_nothing(db, sql, epoch, mover, complete):

@@ -8,7 +8,7 @@ import trio
 
 from bloomd.membridge.agents import Agent
 from bloomd.membridge.polls import PollResult
-from bloomd.runtime import claims, expiry, heartbeats, leases, liveness, pushes, queue, tasks, workers
+from bloomd.runtime import claims, completion, expiry, heartbeats, leases, liveness, pushes, queue, tasks, workers
 from bloomd.runtime.completion import complete
 from bloomd.runtime.database import Database
 from bloomd.runtime.heartbeats import Beat
@@ -136,7 +136,7 @@ async def test_what_was_completed_meanwhile_is_not_given_back(db: Database, new_
     await complete(db, leased.lease.task_id, said, retry=RETRY, actor="w1")
     with pytest.raises(LeaseLost):
         await failed(db, leased)
-    done = await pushes.result(db, leased.lease)
+    done = await completion.of_lease(db, leased.lease)
     assert done
     assert (done.task.status, done.result.output) == ("completed", "Hello")
 
@@ -147,7 +147,7 @@ async def test_what_was_cancelled_meanwhile_is_not_given_back(db: Database, new_
     await tasks.cancel(db, leased.lease.task_id, actor="test")
     with pytest.raises(TaskCancelled):
         await failed(db, leased)
-    assert await pushes.result(db, leased.lease) is None
+    assert await completion.of_lease(db, leased.lease) is None
     standing = await pushes.standing(db, [leased.lease.id, "nothing"])
     assert [(each.status, each.outcome) for each in standing.values()] == [("released", "cancelled")]
 
@@ -180,7 +180,7 @@ async def test_a_callback_and_a_failure_at_one_moment(db: Database, new_task: Ma
     assert sorted(won) == sorted(each.lease.id for each in leased)
     for each in leased:
         task = await tasks.one(db, each.lease.task_id)
-        result = await pushes.result(db, each.lease)
+        result = await completion.of_lease(db, each.lease)
         assert (task.status, task.attempts) == (("completed", 1) if result else ("queued", 0))
 
 
