@@ -80,7 +80,7 @@ WITH task AS (
      LIMIT 1
        FOR UPDATE OF workers
 ), worker AS (
-    SELECT * FROM at_hand UNION ALL SELECT * FROM waited_for
+    SELECT * FROM at_hand UNION ALL SELECT * FROM waited_for LIMIT 1  -- or the planner expects two
 ), lease AS (
     INSERT INTO leases (id, task_id, worker_id, started_at, last_heartbeat, expires_at, ttl_seconds, status, context_id,
                         attempt, deadline_at)
