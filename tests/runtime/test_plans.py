@@ -15,8 +15,18 @@ from bloomd.runtime.model import Worker
 Fill = Callable[..., Awaitable[None]]
 
 BEAT = {"task_id": "t1", "lease_id": "l1"}
-RESULT = {**BEAT, "outcome": "success", "output": "x", "content": "x", "metrics": {}, "uploaded": False,
-          "artifact_id": "a1", "artifact_type": "LLM_RESULT", "artifact_tags": [], "result_id": "r1"}  # fmt: skip
+RESULT: dict[str, object] = {
+    **BEAT,
+    "outcome": "success",
+    "output": "x",
+    "content": "x",
+    "metrics": {},
+    "uploaded": False,
+    "artifact_id": "a1",
+    "artifact_type": "LLM_RESULT",
+    "artifact_tags": [],
+    "result_id": "r1",
+}
 
 
 @pytest.fixture
