@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 import psycopg
 import trio
-from psycopg import Notify, generators, pq
+from psycopg import Notify, _queries, generators, pq
 from psycopg._conninfo_utils import get_param
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen
 from psycopg.adapt import AdaptersMap
@@ -57,6 +57,10 @@ FINISH_SECONDS = 5.0
 # Asking to cancel is a courtesy to the server when a connection is closed in the middle of a query.
 CLOSE_SECONDS = 1.0
 CLOSE_POLL_SECONDS = 0.02
+
+# Up to this length psycopg keeps what it has read of a statement: 4096 by itself, because long ones usually come from a
+# program and do not come again. Ours are constants.
+_queries.MAX_CACHED_STATEMENT_LENGTH = 1 << 14
 
 ACTIVE = pq.TransactionStatus.ACTIVE
 IDLE = pq.TransactionStatus.IDLE
