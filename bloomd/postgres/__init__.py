@@ -26,6 +26,6 @@ from bloomd.postgres.connection import Connection
 from bloomd.postgres.embedded import Embedded
 from bloomd.postgres.errors import translated
 from bloomd.postgres.listen import listen
-from bloomd.postgres.pool import Pool, PoolStats
+from bloomd.postgres.pool import Loan, Pool, PoolStats
 
-__all__ = ["Connection", "Embedded", "Pool", "PoolStats", "listen", "translated"]
+__all__ = ["Connection", "Embedded", "Loan", "Pool", "PoolStats", "listen", "translated"]

@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 import psycopg
 import trio
-from psycopg import Notify, generators, pq
+from psycopg import Notify, _queries, generators, pq
 from psycopg._conninfo_utils import get_param
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen
 from psycopg.adapt import AdaptersMap
@@ -58,6 +58,10 @@ FINISH_SECONDS = 5.0
 CLOSE_SECONDS = 1.0
 CLOSE_POLL_SECONDS = 0.02
 
+# Up to this length psycopg keeps what it has read of a statement: 4096 by itself, because long ones usually come from a
+# program and do not come again. Ours are constants.
+_queries.MAX_CACHED_STATEMENT_LENGTH = 1 << 14
+
 ACTIVE = pq.TransactionStatus.ACTIVE
 IDLE = pq.TransactionStatus.IDLE
 
@@ -75,13 +79,39 @@ class _Adapters:
 _ADAPTERS: AdaptContext = _Adapters()
 
 
+class Lock:
+    """Lets one task in at a time, and at once when there is no other: with trio's own a turn of the event loop passes.
+
+    trio.Lock must be released by the task that took it, which a generator that is collected cannot promise.
+    """
+
+    __slots__ = ("_semaphore",)
+
+    def __init__(self) -> None:
+        self._semaphore = trio.Semaphore(1, max_value=1)
+
+    async def acquire(self) -> None:
+        try:
+            self._semaphore.acquire_nowait()
+        except trio.WouldBlock:
+            await self._semaphore.acquire()
+
+    def release(self) -> None:
+        self._semaphore.release()
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+
 class Connection(psycopg.AsyncConnection[Row]):
     """A connection for one task at a time (others wait for its lock)."""
 
     def __init__(self, pgconn: Any, row_factory: AsyncRowFactory[Row] | None = None) -> None:
         super().__init__(pgconn, *([row_factory] if row_factory else []))
-        # trio.Lock must be released by the task that took it, which a generator that is collected cannot promise.
-        self.lock = trio.Semaphore(1, max_value=1)  # pyright: ignore[reportAttributeAccessIssue]
+        self.lock = Lock()  # pyright: ignore[reportAttributeAccessIssue]
         self.cursor_factory = Cursor[Row]
         self._turn = Turn()
 

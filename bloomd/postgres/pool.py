@@ -9,12 +9,13 @@ need stays untouched.
     returned   idle again if it is fit for the next task, else closed; then the place is given back
 """
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+import psycopg
 import structlog
 import trio
 from psycopg.rows import TupleRow
@@ -99,18 +100,21 @@ class Pool:
             Unavailable: the database is away, or all connections were busy for too long, or the pool is closed.
             Misconfigured: the database refuses us for good.
         """
+        async with await self.lend() as connection:
+            yield connection
+
+    async def lend(self) -> "Loan":
+        """The same, for a single statement, which no async generator is set up for: `async with await pool.lend()`."""
         with translated():
             await self._take_place()
             try:
                 connection = self._idle_one() or await Connection[TupleRow].connect(
                     self._conninfo, connect_timeout=self._connect_timeout
                 )
-                try:
-                    yield connection
-                finally:
-                    await self._take_back(connection)
-            finally:
+            except BaseException:
                 self._places.release()
+                raise
+            return Loan(connection, self._take_back)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection[TupleRow]]:
@@ -134,6 +138,9 @@ class Pool:
 
     async def _take_place(self) -> None:
         self._refuse_when_closed()
+        with suppress(trio.WouldBlock):  # to wait takes a deadline and a turn of the event loop, also for a free one
+            self._places.acquire_nowait()
+            return
         try:
             with trio.fail_after(self._acquire_timeout):
                 await self._places.acquire()
@@ -159,11 +166,37 @@ class Pool:
             connection.abandon()
         return None
 
-    async def _take_back(self, connection: Connection[Any]) -> None:
-        if not self._closed and connection.is_reusable:
-            self._idle.append(connection)
-            return
-        if not connection.closed and not self._closed:
-            state = connection.info.transaction_status.name
-            log.warning("database connection came back unfit and was closed", state=state)
-        await connection.close()
+    async def _take_back(self, connection: Connection[TupleRow]) -> None:
+        try:
+            if not self._closed and connection.is_reusable:
+                self._idle.append(connection)
+                return
+            if not connection.closed and not self._closed:
+                state = connection.info.transaction_status.name
+                log.warning("database connection came back unfit and was closed", state=state)
+            await connection.close()
+        finally:
+            self._places.release()
+
+
+class Loan:
+    """A connection that goes back to the pool at the end of the block. psycopg's errors leave it translated."""
+
+    __slots__ = ("_connection", "_take_back")
+
+    def __init__(
+        self, connection: Connection[TupleRow], take_back: Callable[[Connection[TupleRow]], Awaitable[None]]
+    ) -> None:
+        self._connection = connection
+        self._take_back = take_back
+
+    async def __aenter__(self) -> Connection[TupleRow]:
+        return self._connection
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with translated():
+            await self._take_back(self._connection)
+            if isinstance(exc, psycopg.Error):
+                raise exc

@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from bloomd.runtime import tasks, uploads
 from bloomd.runtime.database import Database
-from bloomd.runtime.fencing import decided, is_valid, refuse_lost, settled
+from bloomd.runtime.fencing import decided, is_valid, of_one, refuse_lost, settled
 from bloomd.runtime.ids import new_id
 from bloomd.runtime.model import Artifact, Completion, Lease, Metrics, Outcome, Result, Retry, Task, TaskStatus
 from bloomd.runtime.refusals import Conflict, Refusal
@@ -141,7 +141,7 @@ WITH asked AS (
 
 # What is said of a single completion, and of one among many: whoever sends many outputs does not want them back.
 COMPLETE_ONE: LiteralString = (
-    COMPLETE
+    of_one(COMPLETE)
     + """
 SELECT to_jsonb(moved) AS task,
        coalesce(to_jsonb(artifact),
@@ -222,7 +222,7 @@ async def complete(
     """
 
     async def end() -> Completed | None:
-        said = Jsonb([_said(0, completion, retry, task_id)])
+        said = Jsonb(_said(0, completion, retry, task_id))
         ended = await database.change(
             _CompletedNow, COMPLETE_ONE, said=said, actor=actor, sign_of_life=sign_of_life, **retry.parameters
         )

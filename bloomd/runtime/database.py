@@ -1,7 +1,7 @@
 """The way from the rules to PostgreSQL: the pool, behind a gate that only a matching schema opens."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, LiteralString, TypeVar
 
 import msgspec
@@ -10,7 +10,7 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable, QueryCanceled
 from psycopg.rows import TupleRow, dict_row
 
 from bloomd.errors import Unavailable, one_line
-from bloomd.postgres import Connection, Pool
+from bloomd.postgres import Connection, Loan, Pool
 from bloomd.runtime.meters import Meters
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -70,8 +70,9 @@ class Database:
         Raises:
             Unavailable: no database at the moment.
         """
-        async with self._connection() as connection, connection.transaction():
-            yield connection
+        with self._limited():
+            async with await self._lend() as connection, connection.transaction():
+                yield connection
 
     async def rows(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
         """The rows that one statement gives, each as a Struct. Autocommitted."""
@@ -106,31 +107,29 @@ class Database:
 
     async def _persistently(self, statement: Callable[[Connection[TupleRow]], Awaitable[Answer]]) -> Answer:
         for _ in range(DEADLOCK_TRIES):
-            with suppress(DeadlockDetected):
-                async with self._connection() as connection:
+            with suppress(DeadlockDetected), self._limited():
+                async with await self._lend() as connection:
                     return await statement(connection)
         raise Unavailable("PostgreSQL saw one deadlock after another; try again")
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncGenerator[Connection[TupleRow]]:
-        """Borrow a connection; from the pool that took the place of the one asked first, when that has closed.
+    async def _lend(self) -> Loan:
+        """Borrow a connection; from the pool that took the place of the one asked first, when that has closed."""
+        while True:
+            pool = self._open_pool()
+            try:
+                return await pool.lend()
+            except Unavailable:
+                if self._pool is pool:
+                    raise
 
-        What runs on it ends at `limit`, and when the database is closed: a frozen server keeps no timeout of its own.
-        """
+    @contextmanager
+    def _limited(self) -> Generator[None]:
+        """What runs in here ends at `limit`, and when the database is closed: a frozen server keeps no timeout."""
         scope = trio.CancelScope(deadline=trio.current_time() + self._limit)
         self._under_way.add(scope)
         try:
             with scope:
-                async with AsyncExitStack() as stack:
-                    connection = None
-                    while connection is None:
-                        pool = self._open_pool()
-                        try:
-                            connection = await stack.enter_async_context(pool.connection())
-                        except Unavailable:
-                            if self._pool is pool:
-                                raise
-                    yield connection
+                yield
         except (QueryCanceled, LockNotAvailable) as error:
             raise Unavailable(f"PostgreSQL did not do it in time ({one_line(error)}); try again") from error
         except Unavailable:

@@ -14,7 +14,7 @@ in order to learn why it was refused.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import Lease, Task
@@ -34,6 +34,15 @@ SELECT * FROM leases WHERE id = %(id)s AND status || '' = 'active' AND least(exp
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+
+def of_one(statement: LiteralString) -> LiteralString:
+    """The statement for a single record, which then is no array.
+
+    The planner takes a set of records for a hundred of them, whatever there is, and reads small and middling tables
+    from end to end for so many; a single record is one row to it, and each of its rows is found by an index.
+    """
+    return statement.replace("jsonb_to_recordset", "jsonb_to_record")
 
 
 async def decided(change: Callable[[], Awaitable[Answer | None]], refuse: Callable[[], Awaitable[None]]) -> Answer:

@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 
 from bloomd.runtime import tasks
 from bloomd.runtime.database import Database
-from bloomd.runtime.fencing import decided, is_valid, refuse_lost, settled
+from bloomd.runtime.fencing import decided, is_valid, of_one, refuse_lost, settled
 from bloomd.runtime.model import Lease, Name, WorkerName
 from bloomd.runtime.refusals import NotFound, Refusal, TaskCancelled
 
@@ -80,6 +80,7 @@ WITH asked AS (
 )
 SELECT * FROM lease
 """
+HEARTBEAT_ONE = of_one(HEARTBEAT)
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -127,4 +128,7 @@ async def heartbeat_many(database: Database, beats: Sequence[Beat], *, actor: st
 
 
 async def _prolong(database: Database, beats: Sequence[Beat], actor: str) -> list[Lease]:
-    return await database.change(Lease, HEARTBEAT, beats=Jsonb(msgspec.to_builtins(beats)), actor=actor)
+    said = msgspec.to_builtins(beats)
+    if len(said) == 1:
+        return await database.change(Lease, HEARTBEAT_ONE, beats=Jsonb(said[0]), actor=actor)
+    return await database.change(Lease, HEARTBEAT, beats=Jsonb(said), actor=actor)

@@ -49,9 +49,12 @@ WITH task AS (
        FOR UPDATE
 ), holder AS (
     SELECT held.worker_id
-      FROM leases AS held
-      JOIN task ON held.context_id = task.context_id AND task.context_id <> ''
-     WHERE held.status = 'active'
+      FROM task,
+           LATERAL (SELECT worker_id
+                      FROM leases
+                     WHERE context_id = task.context_id AND status = 'active'
+                    OFFSET 0) AS held  -- looked for after the task, and for each task: it has none without a context
+     WHERE task.context_id <> ''
 ), at_hand AS (
     SELECT workers.*
       FROM workers, task
@@ -80,7 +83,7 @@ WITH task AS (
      LIMIT 1
        FOR UPDATE OF workers
 ), worker AS (
-    SELECT * FROM at_hand UNION ALL SELECT * FROM waited_for
+    SELECT * FROM at_hand UNION ALL SELECT * FROM waited_for LIMIT 1  -- or the planner expects two
 ), lease AS (
     INSERT INTO leases (id, task_id, worker_id, started_at, last_heartbeat, expires_at, ttl_seconds, status, context_id,
                         attempt, deadline_at)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import generators, pq
+from psycopg import _queries, generators, pq
 from psycopg._connection_base import BaseConnection
+from psycopg.adapt import Transformer
+
+import bloomd.postgres
 
 PINNED = "3.3.9"
 
@@ -46,3 +49,12 @@ def test_the_attributes_that_we_set_exist() -> None:
     for name in ("lock", "cursor_factory", "_closed", "_autocommit", "_adapters", "_pipeline", "_notifies_backlog"):
         assert hasattr(connection, name)
     connection.pgconn.finish()
+
+
+def test_a_long_statement_is_read_once() -> None:
+    assert bloomd.postgres.Connection  # whose module raises the limit that psycopg has for it
+    query, long = _queries.PostgresQuery(Transformer()), "SELECT %(a)s --" + "x" * 8000
+    query.convert(long, {"a": 1})
+    before = _queries._query2pg.cache_info().hits  # pyright: ignore[reportPrivateUsage]
+    query.convert(long, {"a": 2})
+    assert _queries._query2pg.cache_info().hits == before + 1  # pyright: ignore[reportPrivateUsage]
