@@ -112,7 +112,7 @@ async def content(database: Database, elsewhere: Elsewhere, id: str) -> Content:
         raise _gone()
 
     async def piece_at(at: int) -> bytes:
-        piece = await database.row(_Piece, PIECE, id=id, at=at)
+        piece = await database.binary_row(_Piece, PIECE, id=id, at=at)
         if piece is None or at >= piece.starts_at + len(piece.data):
             # The object store may have it since it was asked where it is.
             if url := (await one(database, id)).url:

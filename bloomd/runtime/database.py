@@ -83,6 +83,11 @@ class Database:
         found = await self.rows(struct, query, **parameters)
         return found[0] if found else None
 
+    async def binary_row(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> Row | None:
+        """The same in PostgreSQL's binary format: bytes come as they are, and not as hexadecimal digits."""
+        found = await self._persistently(lambda connection: rows(connection, struct, query, parameters, binary=True))
+        return found[0] if found else None
+
     async def change(self, struct: type[Row], query: LiteralString, /, **parameters: object) -> list[Row]:
         """The rows that one statement has changed; when there are any, whoever follows the changes is told."""
         changed = await self.rows(struct, query, **parameters)
@@ -158,8 +163,9 @@ async def rows(
     parameters: dict[str, object],
     *,
     prepare: bool | None = None,
+    binary: bool = False,
 ) -> list[Row]:
     """The rows that a statement gives on this connection, each as a Struct."""
-    async with connection.cursor(row_factory=dict_row) as cursor:
+    async with connection.cursor(row_factory=dict_row, binary=binary) as cursor:
         await cursor.execute(query, parameters, prepare=prepare)
         return [msgspec.convert(row, struct) for row in await cursor.fetchall()]
