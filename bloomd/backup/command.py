@@ -17,6 +17,7 @@ from bloomd.backup import configuration, making, restoring
 from bloomd.backup.archive import MEMORY, OBJECTS, WARNING, Archive, BadArchive, opened
 from bloomd.backup.progress import Progress, human
 from bloomd.backup.verifying import verify, whole
+from bloomd.control.layout import count
 from bloomd.errors import Misconfigured, Unavailable
 from bloomd.postgres.embedded import serving
 from bloomd.settings import Loaded, Settings, load
@@ -49,10 +50,11 @@ def backup(configured: Callable[[], Loaded], config: Path | None, options: Names
                 force=options.force,
                 follow=Progress,
             )
-        print(f"{options.output}: {human(options.output.stat().st_size)}. {WARNING}")
+        tables, rows = count(len(made.rows), "table"), count(sum(made.rows.values()), "row")
+        print(f"{options.output}: {human(options.output.stat().st_size)}, {tables}, {rows}. {WARNING}")
         for word, found in (("missing", made.missing), ("damaged", made.damaged)):
             if found:
-                print(f"bloomd: {len(found)} objects are {word}; the backup has everything else", file=sys.stderr)
+                print(f"bloomd: {word}: {count(len(found), 'object')}; the backup has everything else", file=sys.stderr)
                 _name(found)
         return BAD if made.missing or made.damaged else OK
 
@@ -94,12 +96,13 @@ async def _restore(
         there = await restoring.look(settings, archive, replace=options.replace, memory=options.memory, copy=copy)
         if options.configuration:
             configuration.refuse_to_replace(archive, options.configuration)
-        if archive and objects and (count := len(archive.within(OBJECTS))):
+        if archive and objects and (number := len(archive.within(OBJECTS))):
             minio = settings.minio
             where = f"the bucket {minio.bucket} at {minio.endpoint}" if minio.endpoint else "the database"
-            print(f"the content of {count} objects goes to {where}")
+            print(f"content that goes to {where}: {count(number, 'object')}")
         if options.dry_run:
-            print(f"it would be restored{f', and {len(there)} tables that are there be dropped' if there else ''}")
+            dropped = f", and {count(len(there), 'table')} dropped before" if there else ""
+            print(f"it would be restored{dropped}")
             return OK
         found = await restoring.restore(
             settings,
@@ -132,7 +135,7 @@ def _describe(archive: Archive) -> None:
         print(f"{folder}: {held}")
     for word, found in (("missing", manifest.missing), ("damaged", manifest.damaged)):
         if found:
-            print(f"{len(found)} objects were {word} when it was made")
+            print(f"{word} when it was made: {count(len(found), 'object')}")
             _name(found)
 
 
@@ -145,9 +148,9 @@ def _name(objects: dict[str, str]) -> None:
 
 def _count(found: dict[str, int], archive: Archive | None) -> None:
     width = max(map(len, found), default=0)
-    for table, count in found.items():
+    for table, rows in found.items():
         same = "  as in the backup" if archive else ""
-        print(f"{table:<{width}}  {count:>10}{same}")
+        print(f"{table:<{width}}  {rows:>10}{same}")
 
 
 @asynccontextmanager
@@ -173,7 +176,7 @@ def _with_database(loaded: Loaded, url: str) -> Loaded:
 class Outcome:
     """What became of a restore that does not come to its end."""
 
-    text = "nothing was changed"
+    text = "the database is as it was"
     is_committed = False
 
     def committed(self) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import msgspec
 import trio
 
+from bloomd.backup.progress import human
 from bloomd.control import terminal
+from bloomd.control.layout import count
 from bloomd.errors import Misconfigured
 from bloomd.objects import inventory
 from bloomd.objects.contents import Contents
@@ -61,14 +63,14 @@ async def _look(loaded: Loaded, fix: bool) -> Inventory:
 
 def _text(found: Inventory, fixed: bool) -> list[str]:
     where = f"the bucket {found.bucket}" + (f" under {found.prefix}" if found.prefix else "")
-    lines = [f"{found.objects} objects ({_mib(found.bytes)}) in {where}"]
+    lines = [f"{count(found.objects, 'object')} ({human(found.bytes)}) in {where}"]
     if found.missing:
         lines += ["", f"{len(found.missing)} missing: artifacts whose object is not there, or has another size"]
         lines += _named([f"{each.id} of task {each.task_id}: {each.url}" for each in found.missing])
         lines += ["  → restore them from a backup; bloomd cannot make them again"]
     if found.orphans:
-        size = _mib(sum(each.size for each in found.orphans))
-        lines += ["", f"{len(found.orphans)} orphans ({size}): objects that no artifact refers to"]
+        size = human(sum(each.size for each in found.orphans))
+        lines += ["", f"{count(len(found.orphans), 'orphan')} ({size}): in the store, and no artifact refers to it"]
         lines += _named([each.url for each in found.orphans])
         lines += [
             "  they are left to the leader, which removes them"
@@ -81,7 +83,3 @@ def _text(found: Inventory, fixed: bool) -> list[str]:
 def _named(lines: list[str]) -> list[str]:
     more = [f"  and {len(lines) - NAMED} more (-o json has all)"] if len(lines) > NAMED else []
     return [f"  {line}" for line in lines[:NAMED]] + more
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

@@ -146,7 +146,7 @@ def test_what_cannot_be_restored_leaves_what_was_there(
     ):
         (tmp_path / "dump.sql").write_bytes(b"--\n-- PostgreSQL database dump\n--\n" + bad)
         assert bloomd("restore", tmp_path / "dump.sql", "--into", conninfo, "--replace") == 1
-        assert "nothing was changed" in capsys.readouterr().err
+        assert "the database is as it was" in capsys.readouterr().err
         assert content(conninfo) == before
 
 
@@ -185,7 +185,7 @@ def test_what_is_cut_off_or_altered_is_refused(
     for each in damaged:
         archive.write_bytes(each)
         assert bloomd("restore", archive, "--into", database) == 1
-        assert "nothing was changed" in capsys.readouterr().err
+        assert "the database is as it was" in capsys.readouterr().err
     assert content(database) == {}
 
 

@@ -163,7 +163,7 @@ def test_objects_come_back_in_another_bucket(bloomd, archive, conninfo, database
         connection.execute("INSERT INTO objects_left VALUES ('minio://artifacts/x', 1)")
     assert bloomd("backup", "-o", archive, "--force", url=conninfo) == 0
     assert bloomd("restore", archive, "--into", database, "--dry-run", bucket="elsewhere") == 0
-    assert f"the content of {len(HELD) + 1} objects goes to the bucket elsewhere" in capsys.readouterr().out
+    assert "content that goes to the bucket elsewhere at" in capsys.readouterr().out
     assert not (s3.directory / "elsewhere").exists()
     for again in ([], ["--replace"]):
         assert bloomd("restore", archive, "--into", database, *again, bucket="elsewhere") == 0
@@ -235,15 +235,15 @@ def test_what_is_missing_or_damaged_is_named_and_the_rest_is_kept(
     file = tmp_path / "f"
     assert bloomd("backup", "-o", file, url=conninfo) == 1
     said = capsys.readouterr().err
-    assert "5 objects are missing; the backup has everything else" in said
-    assert "2 objects are damaged" in said
+    assert "missing: 5 objects; the backup has everything else" in said
+    assert "damaged: 2 objects" in said
     told = manifest_of(file)
     assert set(told["missing"]) == {"minio://artifacts/lost", "minio://no-such-bucket/gone", "minio://artifacts/",
         "minio://artifacts/artifacts/../../x", "minio://No_bucket!/k",
     }  # fmt: skip
     assert set(told["damaged"]) == {"minio://artifacts/shorter", "minio://artifacts/altered"}
     assert bloomd("backup", "--verify", file) == 0
-    assert "5 objects were missing when it was made" in capsys.readouterr().out
+    assert "missing when it was made: 5 objects" in capsys.readouterr().out
     assert bloomd("restore", file, "--into", database, bucket="second") == 0
     assert {f"minio://second/{key}" for key in [*HELD, "shorter", "altered"]} < urls(database)
     with psycopg.connect(database) as connection:
@@ -303,7 +303,7 @@ def test_a_restore_that_fails_among_the_contents_leaves_the_database_as_it_was(
 
     monkeypatch.setattr(objects, "_keep_here", fail)
     assert bloomd("restore", archive, "--into", database, endpoint=None) == 130
-    assert "nothing was changed" in capsys.readouterr().err
+    assert "the database is as it was" in capsys.readouterr().err
     with psycopg.connect(database) as connection:
         assert connection.execute("SELECT FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
     before = urls(conninfo)

@@ -243,7 +243,7 @@ def test_the_doctor_compares_object_by_object(daemon: Bloomd, s3: S3Server) -> N
     eventually(lambda: is_moved(daemon, artifact["id"]))
     well = daemon.run("doctor", "--objects")
     assert (well.returncode, well.stderr) == (0, "")
-    assert well.stdout == "1 objects (0.0 MiB) in the bucket artifacts\n"
+    assert well.stdout == "1 object (17.6 KiB) in the bucket artifacts\n"
     assert daemon.http.get("/api/runtime/artifacts").status_code == 200
     with psycopg.connect(daemon.settings["database.url"], autocommit=True) as connection:
         connection.execute("UPDATE runtime_artifacts SET url = url || 'x'")
