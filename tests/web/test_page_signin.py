@@ -64,7 +64,8 @@ def test_the_form_leads_to_where_the_address_points(api, open_page):
     assert page.url.endswith("#/audit?actor=api-key")
 
 
-def test_signing_out_ends_the_session_also_for_who_has_a_copy(api, open_page, site):
+def test_signing_out_ends_the_session_also_for_who_has_a_copy(api, open_page, site, trouble):
+    trouble.expect("401")  # what the page asks for at that moment
     page = open_page("keys", signed_in=False)
     enter(page, KEY)
     expect(page.get_by_role("heading", name="Keys")).to_be_visible()

@@ -30,7 +30,7 @@ export default {
 			toRemove: { one: "{n} object to remove", other: "{n} objects to remove" },
 			damaged: { one: "{n} damaged content", other: "{n} damaged contents" },
 			more: "and {n} more",
-			advice: "What is stored is not what its sha256 says. A backup may have it as it was; look at the disks of the object store.",
+			advice: "What is stored is gone, or not what its sha256 says. A backup may have it as it was; look at the disks of the object store.",
 		},
 		backup: {
 			title: "Backup",
@@ -104,7 +104,7 @@ export default {
 			toRemove: { one: "прибрати {n} об'єкт", few: "прибрати {n} об'єкти", many: "прибрати {n} об'єктів", other: "прибрати {n} об'єкта" },
 			damaged: { one: "пошкоджено {n} артефакт", few: "пошкоджено {n} артефакти", many: "пошкоджено {n} артефактів", other: "пошкоджено {n} артефакту" },
 			more: "і ще {n}",
-			advice: "Вміст не відповідає своєму sha256. Непошкоджений може бути в резервній копії; перевірте диски сховища.",
+			advice: "Вміст зник або не відповідає своєму sha256. Непошкоджений може бути в резервній копії; перевірте диски сховища.",
 		},
 		backup: {
 			title: "Резервна копія",
