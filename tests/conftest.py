@@ -1,14 +1,17 @@
 """Fixtures that every package's tests share."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
+import psycopg
 import pytest
 import trio
 from servers import PostgresServer
 
 from bloomd.postgres import Pool
 from bloomd.postgres.migrate import migrate
+from bloomd.runtime.database import Database
 from bloomd.runtime.schema import MIGRATIONS
 
 # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C: some press it.
@@ -49,3 +52,30 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
     """The connection string of a fresh, empty database."""
     with postgres_server.database() as conninfo:
         yield conninfo
+
+
+@pytest.fixture
+def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
+    """A database with our schema, for one test."""
+    with postgres_server.database(migrated) as conninfo:
+        yield conninfo
+
+
+@pytest.fixture
+async def db(conninfo: str) -> AsyncIterator[Database]:
+    async with Pool(conninfo, size=20) as pool:
+        database = Database()
+        database.open(pool)
+        yield database
+
+
+@pytest.fixture
+def sql(conninfo: str) -> Callable[..., list[tuple[Any, ...]]]:
+    """Run a statement as somebody with psql would."""
+
+    def run(statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    return run

@@ -78,6 +78,11 @@ class Referring(msgspec.Struct, frozen=True):
     sha256: str | None
     content_type: str | None
 
+    @property
+    def member(self) -> str:
+        """The name of its object in an archive."""
+        return _member(self.url)
+
 
 class Trouble(msgspec.Struct, frozen=True):
     """What could not be saved as it should be, by url; and why."""
@@ -92,8 +97,6 @@ def store_of(settings: Settings) -> Store:
     Raises:
         Misconfigured: they name none.
     """
-    if settings.minio.endpoint is None:
-        raise Misconfigured("no object store is configured: set minio.endpoint")
     return Store(settings.minio, threads=AT_ONCE)
 
 
@@ -175,7 +178,7 @@ async def check(connection: Connection[Any], archive: Archive) -> None:
     """
     known = archive.manifest.missing.keys() | archive.manifest.damaged.keys()
     for artifact in await referring(connection):
-        member = archive.manifest.members.get(member_of(OBJECTS, artifact.url.removeprefix(SCHEME)))
+        member = archive.manifest.members.get(artifact.member)
         if artifact.url in known:
             continue
         if member is None:
@@ -210,7 +213,7 @@ async def put(store: Store, archive: Archive, keys: dict[str, str], bucket: str,
     """
     await store.make_bucket(bucket)
 
-    damaged = {member_of(OBJECTS, url.removeprefix(SCHEME)) for url in archive.manifest.damaged}
+    damaged = set(map(_member, archive.manifest.damaged))
 
     async def put(member: str) -> None:
         told = archive.manifest.members[member]
@@ -235,8 +238,8 @@ async def existing(store: Store, keys: Iterable[str], bucket: str) -> list[str]:
 
 async def rename(connection: Connection[Any], keys: dict[str, str], bucket: str) -> None:
     """Have each artifact refer to where its object is now."""
-    urls = {each.id: (each.url, _moved(each.url, keys, bucket)) for each in await referring(connection)}
-    said = [{"id": id, "url": new} for id, (old, new) in urls.items() if new != old]
+    moved = [each for each in await referring(connection) if each.member in keys]
+    said = [{"id": each.id, "url": f"{SCHEME}{bucket}/{keys[each.member]}"} for each in moved]
     for start in range(0, len(said), MANY):
         await connection.execute(RENAME, {"said": Jsonb(said[start : start + MANY])})
     await connection.execute(FORGET_LEFT, {"here": f"{SCHEME}{bucket}/"})
@@ -245,9 +248,8 @@ async def rename(connection: Connection[Any], keys: dict[str, str], bucket: str)
 async def keep_here(connection: Connection[Any], archive: Archive, progress: Quiet) -> None:
     """Put the content of each object into the database, as if it had never left."""
     for artifact in await referring(connection):
-        member = member_of(OBJECTS, artifact.url.removeprefix(SCHEME))
-        if member in archive.manifest.members:
-            await _keep_here(connection, artifact.id, archive, member, progress)
+        if artifact.member in archive.manifest.members:
+            await _keep_here(connection, artifact.id, archive, artifact.member, progress)
     await connection.execute("DELETE FROM objects_left")
     progress.ended()
 
@@ -272,9 +274,9 @@ async def _begin(store: Store, artifact: Referring) -> _Begun:
 async def _save(
     store: Store, artifact: Referring, begun: _Begun, writer: Writer, trouble: Trouble, progress: Quiet
 ) -> None:
-    bucket, key = place(artifact.url)
-    name = member_of(OBJECTS, f"{bucket}/{key}")
+    name = artifact.member
     if name not in writer.members:  # two artifacts may have one object
+        bucket, key = place(artifact.url)
         writer.begin(name)
         try:
             await _copy(store, bucket, key, writer, begun.first, begun.size, progress)
@@ -315,9 +317,8 @@ async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     return await call()
 
 
-def _moved(url: str, keys: dict[str, str], bucket: str) -> str:
-    member = member_of(OBJECTS, url.removeprefix(SCHEME))
-    return f"{SCHEME}{bucket}/{keys[member]}" if member in keys else url
+def _member(url: str) -> str:
+    return member_of(OBJECTS, url.removeprefix(SCHEME))
 
 
 async def _keep_here(connection: Connection[Any], id: str, archive: Archive, member: str, progress: Quiet) -> None:

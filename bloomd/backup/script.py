@@ -49,10 +49,10 @@ async def run(connection: Connection[Any], source: AsyncIterator[bytes]) -> None
                 atomic = False
             atomic = atomic or bool(_ATOMIC.match(line))
             complete = complete or line.startswith(_COMPLETE)
-            if line.startswith(b"\\") and not _LEFT_OUT.match(line):
-                raise BadArchive(f"the dump has a command for psql: {line[:40].decode(errors='replace').strip()}")
             if _LEFT_OUT.match(line):
                 continue
+            if line.startswith(b"\\"):
+                raise BadArchive(f"the dump has a command for psql: {line[:40].decode(errors='replace').strip()}")
             if _COPY.match(line):
                 await _execute(connection, text)
                 async with connection.cursor().copy(line) as copy:

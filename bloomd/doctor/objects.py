@@ -9,7 +9,6 @@ import trio
 from bloomd.backup.progress import human
 from bloomd.control import terminal
 from bloomd.control.layout import count
-from bloomd.errors import Misconfigured
 from bloomd.objects import inventory
 from bloomd.objects.contents import Contents
 from bloomd.objects.inventory import Inventory
@@ -50,8 +49,6 @@ def main(read: Callable[[], Loaded], *, fix: bool, output: str) -> int:
 
 async def _look(loaded: Loaded, fix: bool) -> Inventory:
     settings = loaded.settings
-    if settings.minio.endpoint is None:
-        raise Misconfigured("no object store is configured: set minio.endpoint")
     database = Database()
     async with Pool(settings.database.url, size=2, application_name="bloomd doctor") as pool:
         database.open(pool)

@@ -20,7 +20,6 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from servers import PostgresServer, eventually
 
-from bloomd.cli import main
 from bloomd.postgres import binaries
 from bloomd.runtime.schema import MIGRATIONS
 
@@ -47,18 +46,6 @@ def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
                     [f"key{number}", "a line\nGRANT all;\n\\.\n'quoted' $$ -- й"],
                 )
         yield conninfo
-
-
-@pytest.fixture
-def bloomd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run(*arguments: object, url: str = "") -> int:
-        if url:
-            monkeypatch.setenv("DATABASE_URL", url)
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return int(ended.value.code or 0)
-
-    return run
 
 
 def content(conninfo: str) -> dict[str, list[Any]]:

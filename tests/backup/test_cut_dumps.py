@@ -7,19 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from bloomd.cli import main
 from bloomd.postgres import binaries
-
-
-@pytest.fixture
-def bloomd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run(*arguments: object, url: str) -> int:
-        monkeypatch.setenv("DATABASE_URL", url)
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return int(ended.value.code or 0)
-
-    return run
 
 
 @pytest.fixture

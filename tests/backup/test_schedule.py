@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,16 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import psycopg
 import pytest
 import trio
-from servers import PostgresServer
 
 from bloomd.backup import making, verifying
 from bloomd.backup.archive import BadArchive
 from bloomd.backup.schedule import Schedule, following, next_at, previous
 from bloomd.errors import Misconfigured, Unavailable
-from bloomd.postgres import Pool
 from bloomd.runtime import backups
 from bloomd.runtime.backups import DAY_MS, Known
 from bloomd.runtime.database import Database
@@ -163,30 +160,6 @@ async def test_a_failure_is_tried_again_after_an_hour(monkeypatch, autojump_cloc
 
 
 # What it makes: on a real database.
-
-
-@pytest.fixture
-async def db(conninfo: str) -> AsyncIterator[Database]:
-    async with Pool(conninfo, size=5) as pool:
-        database = Database()
-        database.open(pool)
-        yield database
-
-
-@pytest.fixture
-def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
-    with postgres_server.database(migrated) as conninfo:
-        yield conninfo
-
-
-@pytest.fixture
-def sql(conninfo: str) -> Callable[..., list[tuple[Any, ...]]]:
-    def run(statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            cursor = connection.execute(statement.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
-
-    return run
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from servers import PostgresServer, eventually
 
 from bloomd.backup import verifying
 from bloomd.backup.archive import DUMP, HEAD, Archive, read, writing
-from bloomd.cli import main
 from bloomd.errors import Misconfigured
 from bloomd.postgres import binaries
 from bloomd.postgres.embedded import serving
@@ -31,20 +30,6 @@ def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
                 " VALUES ('a', 't', 'X', 1, true, '[]', '[]', 'minio://artifacts/a', 1, 'abc')"
             )
         yield conninfo
-
-
-@pytest.fixture
-def bloomd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run(*arguments: object, url: str = "") -> int:
-        if url:
-            monkeypatch.setenv("DATABASE_URL", url)
-        else:
-            monkeypatch.delenv("DATABASE_URL", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return int(ended.value.code or 0)
-
-    return run
 
 
 @pytest.fixture

@@ -1,44 +1,16 @@
 """A database with our schema, and what makes tests of the rules short."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import pytest
 import trio
-from servers import PostgresServer
 
-from bloomd.postgres import Pool
 from bloomd.runtime import tasks, workers
 from bloomd.runtime.database import Database
 from bloomd.runtime.model import NewTask, NewWorker, Task, Worker
-
-
-@pytest.fixture
-def conninfo(postgres_server: PostgresServer, migrated: str) -> Iterator[str]:
-    with postgres_server.database(migrated) as conninfo:
-        yield conninfo
-
-
-@pytest.fixture
-async def db(conninfo: str) -> AsyncIterator[Database]:
-    async with Pool(conninfo, size=20) as pool:
-        database = Database()
-        database.open(pool)
-        yield database
-
-
-@pytest.fixture
-def sql(conninfo: str) -> Callable[..., list[tuple[Any, ...]]]:
-    """Run a statement as somebody with psql would."""
-
-    def run(statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            cursor = connection.execute(statement.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
-
-    return run
 
 
 @pytest.fixture
