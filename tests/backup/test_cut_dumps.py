@@ -1,12 +1,13 @@
 """Plain dumps that are less than they were, and names that need quotes: on a real PostgreSQL."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from bloomd.backup import script
 from bloomd.postgres import binaries
 
 
@@ -46,3 +47,23 @@ def test_names_that_need_quotes_are_backed_up_and_restored(
         connection.execute('DELETE FROM t; DELETE FROM "My Schema"."T b"')
     assert bloomd("restore", tmp_path / "b.tar", "--replace", url=odd) == 0
     assert rows(odd) == (2, 1)
+
+
+async def test_a_row_of_many_pieces_is_passed_on_whole() -> None:
+    """Also when the end of the COPY comes in two of them."""
+    row = b"1\t" + b"x" * 3_000_000 + b"\n"
+    dump = row + b"2\ty\n\\.\nSELECT 1;\n"
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(dump), 65_521):
+            yield dump[start : start + 65_521]
+
+    async def bytewise() -> AsyncIterator[bytes]:
+        for each in dump[-20:]:
+            yield bytes([each])
+
+    for source, expected in ((pieces(), row + b"2\ty\n"), (bytewise(), dump[-20:-13])):
+        lines = script._Lines(source)
+        assert b"".join([rows async for rows in lines.to_end_of_copy()]) == expected
+        assert await lines.next() == b"SELECT 1;\n"
+        assert await lines.next() == b""
